@@ -1,1 +1,6 @@
-//! Placeholder.
+//! Packets between a TCP/IP stack and a WireGuard peer: one endpoint is one key, one stack and one
+//! UDP socket, with many peers. What a peer may do, and who is a peer, is decided above this crate.
+
+mod error;
+
+pub use error::Error;
