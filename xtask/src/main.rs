@@ -1,2 +1,59 @@
-//! Placeholder.
-fn main() {}
+//! `cargo xtask CHORE`: every chore of the repository is one command, and CI calls only these.
+
+mod ci;
+mod run;
+mod test;
+mod tools;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Chores of the relay repository.
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+struct Cli {
+    #[command(subcommand)]
+    chore: Chore,
+}
+
+#[derive(Subcommand)]
+enum Chore {
+    /// Install what the tests need, build the binary once, run every test.
+    Test(test::Args),
+    /// Everything that must hold before a change lands: fmt, clippy, docs, tests, vectors, demo.
+    Ci,
+    /// Run vector files through the real code.
+    Vectors {
+        /// Folder with the vector files (default: the repository's copy)
+        dir: Option<PathBuf>,
+        /// Name the files that nothing runs instead of failing on them
+        #[arg(long)]
+        known_only: bool,
+    },
+}
+
+fn main() -> ExitCode {
+    let result = match Cli::parse().chore {
+        Chore::Test(args) => test::run(&args),
+        Chore::Ci => ci::run(),
+        Chore::Vectors { dir, known_only } => vectors(dir, known_only),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            run::say(format_args!("error: {error:#}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn vectors(dir: Option<PathBuf>, known_only: bool) -> anyhow::Result<()> {
+    let mut command = run::cargo(&["run", "-q", "-p", "relay-lab", "--example", "vectors", "--"]);
+    command.args(dir);
+    if known_only {
+        command.arg("--known-only");
+    }
+    run::checked(&mut command)
+}

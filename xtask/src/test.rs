@@ -1,0 +1,58 @@
+//! `cargo xtask test`.
+
+use std::path::PathBuf;
+
+use anyhow::Result;
+
+use crate::run;
+use crate::tools;
+
+/// Flags of `cargo xtask test`.
+#[derive(clap::Args, Default)]
+pub(crate) struct Args {
+    /// Test the binary of the dev profile: it is built sooner, and slower
+    #[arg(long)]
+    dev: bool,
+    /// Fail where a test would be skipped (CI does)
+    #[arg(long)]
+    strict: bool,
+    /// Words for `cargo test`, such as the name of a test
+    #[arg(last = true)]
+    rest: Vec<String>,
+}
+
+impl Args {
+    /// What CI asks for: a test that cannot run there must fail, not hide.
+    pub(crate) fn strict() -> Args {
+        Args {
+            strict: true,
+            ..Args::default()
+        }
+    }
+}
+
+/// Runs every test. End-to-end tests run the binary that `RELAY_BIN` names: the release build,
+/// because that is what users run and what the bounds on time and memory are about.
+pub(crate) fn run(args: &Args) -> Result<()> {
+    tools::provide()?;
+    let binary = build(args.dev)?;
+    let mut test = run::cargo(&["test", "--workspace", "--no-fail-fast"]);
+    test.args(&args.rest)
+        .env("RELAY_BIN", binary)
+        .current_dir(run::root());
+    if args.strict {
+        test.env("RELAY_REQUIRE_ALL", "1");
+    }
+    run::checked(&mut test)
+}
+
+/// Builds the binary and says where it is.
+fn build(dev: bool) -> Result<PathBuf> {
+    let mut build = run::cargo(&["build", "-p", "relay"]);
+    if !dev {
+        build.arg("--release");
+    }
+    run::checked(build.current_dir(run::root()))?;
+    let profile = if dev { "debug" } else { "release" };
+    Ok(run::target_dir()?.join(profile).join("relay"))
+}
