@@ -3,5 +3,6 @@
 
 pub mod dial;
 mod error;
+pub mod stack;
 
 pub use error::Error;

@@ -1,0 +1,104 @@
+//! How decrypted IP packets become streams: kernel TCP over a TUN device in a private network
+//! namespace. This module holds what callers name; who the peers are and how packets travel
+//! between them lives elsewhere.
+
+mod helper;
+mod kernel;
+mod tun;
+
+use std::net::Ipv6Addr;
+
+pub use helper::NetHelper;
+pub use kernel::{Incoming, KernelStack};
+pub use tun::Tun;
+
+use crate::Error;
+
+/// Which segmentation offloads may be used. All of them are probed, so switching one off is for
+/// machines on which the probe succeeds and the traffic does not.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Offloads {
+    /// Large TCP segments between the kernel stack and relay (TSO on the TUN device).
+    pub tun_tcp: bool,
+    /// Large UDP datagram trains between the kernel stack and relay (USO on the TUN device).
+    pub tun_udp: bool,
+    /// One send call for a train of WireGuard packets (`UDP_SEGMENT`).
+    pub udp_send: bool,
+    /// One receive call for a train of WireGuard packets (`UDP_GRO`).
+    pub udp_receive: bool,
+}
+
+impl Offloads {
+    /// Every packet by itself.
+    pub const NONE: Self = Self {
+        tun_tcp: false,
+        tun_udp: false,
+        udp_send: false,
+        udp_receive: false,
+    };
+}
+
+impl Default for Offloads {
+    fn default() -> Self {
+        Self {
+            tun_tcp: true,
+            tun_udp: true,
+            udp_send: true,
+            udp_receive: true,
+        }
+    }
+}
+
+/// How a kernel stack is set up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StackOptions {
+    /// The largest packet any peer may ever be sent; a peer gets 1280 until
+    /// [`KernelStack::set_peer_mtu`] says more.
+    pub mtu: u16,
+    /// Offloads that may be tried.
+    pub offloads: Offloads,
+    /// Bytes the tunnel's UDP socket can queue: TCP windows are kept below it.
+    pub udp_receive_buffer: usize,
+}
+
+impl Default for StackOptions {
+    fn default() -> Self {
+        Self {
+            mtu: 8920,
+            offloads: Offloads::default(),
+            udp_receive_buffer: 4 << 20,
+        }
+    }
+}
+
+/// What to do with a decrypted packet from a peer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Verdict {
+    /// Write it to the TUN device.
+    Pass,
+    /// The stack keeps a copy until the application has been dialled; nothing to do now.
+    Held,
+    /// Forget it.
+    Drop,
+    /// Forget it and send this packet back to the peer.
+    Answer(Vec<u8>),
+}
+
+/// A packet that the stack wants written although no packet of that moment asked for it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Injection {
+    /// Write it to the TUN device.
+    ToTun(Vec<u8>),
+    /// Send it to the peer that its destination address names.
+    ToPeer(Vec<u8>),
+}
+
+/// Makes the TUN device and its namespace with the help of `helper`, and returns both ends: the
+/// packets and the streams. Must be called inside a tokio runtime with I/O enabled.
+pub fn start(
+    helper: NetHelper,
+    addresses: &[Ipv6Addr],
+    options: StackOptions,
+) -> Result<(Tun, KernelStack), Error> {
+    kernel::start(helper, addresses, options)
+}
