@@ -4,5 +4,6 @@
 pub mod dial;
 mod error;
 pub mod stack;
+pub mod udp;
 
 pub use error::Error;
