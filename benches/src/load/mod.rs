@@ -1,0 +1,40 @@
+//! The load: the app at the far end, and the clients that drive it through a local port.
+
+mod app;
+mod connections;
+mod stream;
+mod udp;
+
+pub use app::App;
+pub use connections::{Held, connect_times, connections, hold};
+pub use stream::{Bulk, Direction, bulk, ping_pong};
+pub use udp::{Offered, datagrams};
+
+use std::io;
+use std::net::{SocketAddr, TcpStream};
+use std::time::Duration;
+
+/// What a client asks of the app, as the first byte of a connection.
+#[repr(u8)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Ask {
+    /// Every byte comes back.
+    Echo = b'e',
+    /// The app reads to the end and answers the count, 8 bytes big endian.
+    Sink = b's',
+    /// The app sends until the client closes.
+    Source = b'g',
+}
+
+/// Longest wait for anything of one socket.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+fn dial(address: SocketAddr, ask: Ask) -> io::Result<TcpStream> {
+    use std::io::Write;
+    let mut stream = TcpStream::connect_timeout(&address, PATIENCE)?;
+    stream.set_nodelay(true)?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.set_write_timeout(Some(PATIENCE))?;
+    stream.write_all(&[ask as u8])?;
+    Ok(stream)
+}

@@ -1,0 +1,222 @@
+//! What is measured: routes, figures, and the report that holds the samples.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::str::FromStr;
+
+use serde::Serialize;
+
+use crate::Error;
+use crate::statistics::Summary;
+
+/// A way from a local port to the app.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Route {
+    /// No forwarder at all: the app's own port on loopback.
+    Direct,
+    /// `relay port-forward` over peer-to-peer WireGuard at the proven MTU.
+    P2p,
+    /// The same with the tunnel held at MTU 1280, as towards Coder peers.
+    P2p1280,
+    /// `relay port-forward` through the relay server (DERP).
+    Relayed,
+    /// OpenSSH's `ssh -L`.
+    Ssh,
+}
+
+impl Route {
+    /// All of them, in the order of the report.
+    pub const ALL: [Self; 5] = [
+        Self::Direct,
+        Self::P2p,
+        Self::P2p1280,
+        Self::Relayed,
+        Self::Ssh,
+    ];
+
+    /// The name on the command line and in reports.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Direct => "direct",
+            Self::P2p => "p2p",
+            Self::P2p1280 => "p2p-1280",
+            Self::Relayed => "relayed",
+            Self::Ssh => "ssh",
+        }
+    }
+
+    /// Whether the route can carry datagrams.
+    pub fn carries_udp(self) -> bool {
+        self != Self::Ssh
+    }
+}
+
+impl fmt::Display for Route {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+impl FromStr for Route {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self, Error> {
+        Self::ALL
+            .into_iter()
+            .find(|route| route.name() == text)
+            .ok_or_else(|| Error::NoSuchRoute(text.to_owned()))
+    }
+}
+
+/// The unit of a figure, and which way is better.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unit {
+    /// Goodput, gigabits (10^9) a second; more is better.
+    GigabitsPerSecond,
+    /// CPU seconds (user and system) of the forwarder's processes per GiB moved; less is better.
+    CpuSecondsPerGib,
+    /// Microseconds; less is better.
+    Microseconds,
+    /// Milliseconds; less is better.
+    Milliseconds,
+    /// Events a second; more is better.
+    PerSecond,
+    /// Percent; less is better.
+    Percent,
+    /// Mebibytes of anonymous and shared memory (RssAnon + RssShmem); less is better.
+    Mebibytes,
+}
+
+impl Unit {
+    /// The text behind a number.
+    pub fn text(self) -> &'static str {
+        match self {
+            Self::GigabitsPerSecond => "Gbit/s",
+            Self::CpuSecondsPerGib => "CPU s/GiB",
+            Self::Microseconds => "µs",
+            Self::Milliseconds => "ms",
+            Self::PerSecond => "/s",
+            Self::Percent => "%",
+            Self::Mebibytes => "MiB",
+        }
+    }
+
+    /// Whether a larger number is the better one.
+    pub fn more_is_better(self) -> bool {
+        matches!(self, Self::GigabitsPerSecond | Self::PerSecond)
+    }
+}
+
+macro_rules! figures {
+    ($($variant:ident, $name:literal, $unit:ident, $doc:literal;)*) => {
+        /// One measured number.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+        pub enum Figure {
+            $(#[doc = $doc] #[serde(rename = $name)] $variant,)*
+        }
+
+        impl Figure {
+            /// All of them, in the order of the report.
+            pub const ALL: &'static [Self] = &[$(Self::$variant,)*];
+
+            /// The name in reports.
+            pub fn name(self) -> &'static str {
+                match self { $(Self::$variant => $name,)* }
+            }
+
+            /// Its unit.
+            pub fn unit(self) -> Unit {
+                match self { $(Self::$variant => Unit::$unit,)* }
+            }
+
+            /// A sentence for people.
+            pub fn about(self) -> &'static str {
+                match self { $(Self::$variant => $doc,)* }
+            }
+        }
+    };
+}
+
+figures! {
+    TcpUp1, "tcp-up1", GigabitsPerSecond, "One TCP stream towards the app";
+    TcpDown1, "tcp-down1", GigabitsPerSecond, "One TCP stream from the app";
+    TcpUp8, "tcp-up8", GigabitsPerSecond, "Eight TCP streams towards the app";
+    TcpDown8, "tcp-down8", GigabitsPerSecond, "Eight TCP streams from the app";
+    CpuUp1, "cpu-up1", CpuSecondsPerGib, "CPU of the forwarder's processes, one stream towards the app";
+    CpuDown1, "cpu-down1", CpuSecondsPerGib, "CPU of the forwarder's processes, one stream from the app";
+    CpuUp8, "cpu-up8", CpuSecondsPerGib, "CPU of the forwarder's processes, eight streams towards the app";
+    CpuDown8, "cpu-down8", CpuSecondsPerGib, "CPU of the forwarder's processes, eight streams from the app";
+    PingP50, "ping-p50", Microseconds, "One byte each way on an open connection, median";
+    PingP99, "ping-p99", Microseconds, "One byte each way on an open connection, 99th percentile";
+    Connections1, "connections1", PerSecond, "Connect, one byte each way, close; one client";
+    Connections16, "connections16", PerSecond, "Connect, one byte each way, close; sixteen clients";
+    Connect, "connect", Microseconds, "From connect to the first byte of the answer, median";
+    Udp64Rate, "udp64-rate", PerSecond, "Datagrams of 64 B received, 100,000 a second offered";
+    Udp64Loss, "udp64-loss", Percent, "Datagrams of 64 B lost, 100,000 a second offered";
+    Udp1200Rate, "udp1200-rate", PerSecond, "Datagrams of 1200 B received, 100,000 a second offered";
+    Udp1200Loss, "udp1200-loss", Percent, "Datagrams of 1200 B lost, 100,000 a second offered";
+    Start, "start", Milliseconds, "From the start of the command to its Ready";
+    MemoryIdle, "memory-idle", Mebibytes, "Both ends before any traffic";
+    Memory1000, "memory-1000", Mebibytes, "Both ends with 1,000 open connections";
+    MemoryAfter, "memory-after", Mebibytes, "Both ends 5 s after all of it";
+}
+
+impl fmt::Display for Figure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+/// The samples of one figure over one route.
+#[derive(Clone, Debug, Serialize)]
+pub struct Row {
+    /// The route.
+    pub route: Route,
+    /// The figure.
+    pub figure: Figure,
+    /// The unit's text.
+    pub unit: &'static str,
+    /// One number a round, in the order measured.
+    pub samples: Vec<f64>,
+    /// Median and range of the samples.
+    pub summary: Summary,
+}
+
+/// The result of a run.
+#[derive(Clone, Debug, Serialize)]
+pub struct Report {
+    /// The kernel's release.
+    pub kernel: String,
+    /// CPU's model name.
+    pub cpu: String,
+    /// CPUs online.
+    pub cpus: usize,
+    /// Seconds a bulk figure was measured for, each round.
+    pub seconds: f64,
+    /// Rounds.
+    pub rounds: usize,
+    /// All rows.
+    pub rows: Vec<Row>,
+    /// Routes that could not be measured, with the reason.
+    pub missing: BTreeMap<String, String>,
+    /// Sorted ping-pong times of each route, microseconds, at most 1,000 points.
+    pub latencies: BTreeMap<String, Vec<f64>>,
+}
+
+impl Report {
+    /// The row of a figure over a route.
+    pub fn row(&self, route: Route, figure: Figure) -> Option<&Row> {
+        self.rows
+            .iter()
+            .find(|row| row.route == route && row.figure == figure)
+    }
+
+    /// The routes that have rows, in the order of [`Route::ALL`].
+    pub fn routes(&self) -> Vec<Route> {
+        Route::ALL
+            .into_iter()
+            .filter(|route| self.rows.iter().any(|row| row.route == *route))
+            .collect()
+    }
+}

@@ -1,0 +1,256 @@
+//! Child processes: started, waited for until they say they are ready, and what they cost.
+
+use std::collections::HashMap;
+use std::fs;
+use std::io::{BufRead, BufReader, Read};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::{Pid, SysconfVar, sysconf};
+
+use crate::Error;
+
+/// A running child; ended when dropped.
+#[derive(Debug)]
+pub struct Process {
+    name: String,
+    child: Child,
+    lines: Receiver<String>,
+    seen: Vec<String>,
+}
+
+impl Process {
+    /// Starts `command`, with stderr read line by line and stdout thrown away.
+    ///
+    /// # Errors
+    /// [`Error::Start`] when the program cannot be run.
+    pub fn start(name: &str, command: &mut Command) -> Result<Self, Error> {
+        let mut child = command
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .map_err(|source| Error::Start {
+                program: name.to_owned(),
+                source,
+            })?;
+        let (sender, lines) = mpsc::channel();
+        if let Some(stderr) = child.stderr.take() {
+            thread::spawn(move || {
+                for line in BufReader::new(stderr).lines().map_while(Result::ok) {
+                    if sender.send(line).is_err() {
+                        break;
+                    }
+                }
+            });
+        }
+        Ok(Self {
+            name: name.to_owned(),
+            child,
+            lines,
+            seen: Vec::new(),
+        })
+    }
+
+    /// Waits until a line that contains `text` was printed.
+    ///
+    /// # Errors
+    /// [`Error::NotReady`] with the last lines when it ends or `limit` passes.
+    pub fn wait_for(&mut self, text: &str, limit: Duration) -> Result<(), Error> {
+        let end = Instant::now() + limit;
+        loop {
+            match self
+                .lines
+                .recv_timeout(end.saturating_duration_since(Instant::now()))
+            {
+                Ok(line) => {
+                    let found = line.contains(text);
+                    self.seen.push(line);
+                    if found {
+                        return Ok(());
+                    }
+                }
+                Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {
+                    return Err(self.not_ready(limit));
+                }
+            }
+        }
+    }
+
+    fn not_ready(&self, limit: Duration) -> Error {
+        let last = self.seen.len().saturating_sub(5);
+        Error::NotReady {
+            program: self.name.clone(),
+            seconds: limit.as_secs(),
+            output: self.seen[last..].join(" | "),
+        }
+    }
+
+    /// The error of a program that did not get ready in `limit`.
+    pub(crate) fn unready(&self, limit: Duration) -> Error {
+        self.not_ready(limit)
+    }
+
+    /// Its process id.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let pid = Pid::from_raw(self.child.id().cast_signed());
+        let _ = kill(pid, Signal::SIGTERM);
+        let end = Instant::now() + Duration::from_secs(3);
+        while Instant::now() < end {
+            if matches!(self.child.try_wait(), Ok(Some(_))) {
+                return;
+            }
+            thread::sleep(Duration::from_millis(10));
+        }
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Runs a command to its end and gives what it printed on stdout.
+///
+/// # Errors
+/// [`Error::Start`] when it cannot be run, [`Error::NotReady`] with its stderr when it fails.
+pub fn run(name: &str, command: &mut Command, input: Option<&str>) -> Result<String, Error> {
+    use std::io::Write;
+    let start = |source| Error::Start {
+        program: name.to_owned(),
+        source,
+    };
+    let mut child = command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .map_err(start)?;
+    if let (Some(mut stdin), Some(input)) = (child.stdin.take(), input) {
+        stdin.write_all(input.as_bytes()).map_err(start)?;
+    }
+    let output = child.wait_with_output().map_err(start)?;
+    if !output.status.success() {
+        let output = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+        return Err(Error::NotReady {
+            program: name.to_owned(),
+            seconds: 0,
+            output,
+        });
+    }
+    Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
+}
+
+/// The processes whose cost counts for a route: some roots and all that they started.
+#[derive(Clone, Debug, Default)]
+pub struct Family(Vec<u32>);
+
+impl Family {
+    /// The family of `roots`.
+    pub fn of(roots: impl IntoIterator<Item = u32>) -> Self {
+        Self(roots.into_iter().collect())
+    }
+
+    /// CPU time used so far by all living members, user and system.
+    pub fn cpu(&self) -> Duration {
+        let ticks = sysconf(SysconfVar::CLK_TCK).ok().flatten().unwrap_or(100);
+        let used: u64 = self.members().into_iter().filter_map(cpu_ticks).sum();
+        Duration::from_secs_f64(used as f64 / ticks as f64)
+    }
+
+    /// Anonymous and shared memory of all members, MiB (RssAnon + RssShmem of
+    /// `/proc/PID/status`).
+    pub fn memory(&self) -> f64 {
+        let kib: u64 = self.members().into_iter().filter_map(memory_kib).sum();
+        kib as f64 / 1024.0
+    }
+
+    fn members(&self) -> Vec<u32> {
+        let mut children: HashMap<u32, Vec<u32>> = HashMap::new();
+        for (pid, parent) in processes() {
+            children.entry(parent).or_default().push(pid);
+        }
+        let mut members = self.0.clone();
+        let mut next = 0;
+        while let Some(pid) = members.get(next) {
+            if let Some(more) = children.get(pid) {
+                members.extend(more);
+            }
+            next += 1;
+        }
+        members
+    }
+}
+
+fn processes() -> Vec<(u32, u32)> {
+    let Ok(entries) = fs::read_dir("/proc") else {
+        return Vec::new();
+    };
+    entries
+        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+        .filter_map(|pid| Some((pid, stat_field(pid, 4)?.try_into().ok()?)))
+        .collect()
+}
+
+fn cpu_ticks(pid: u32) -> Option<u64> {
+    Some(stat_field(pid, 14)? + stat_field(pid, 15)?)
+}
+
+/// Field `number` (proc(5) counts from 1) of `/proc/PID/stat`; the name in field 2 may hold blanks.
+fn stat_field(pid: u32, number: usize) -> Option<u64> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let (_, rest) = stat.rsplit_once(')')?;
+    rest.split_whitespace().nth(number - 3)?.parse().ok()
+}
+
+fn memory_kib(pid: u32) -> Option<u64> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let field = |name: &str| -> Option<u64> {
+        let line = status.lines().find(|line| line.starts_with(name))?;
+        line.split_whitespace().nth(1)?.parse().ok()
+    };
+    Some(field("RssAnon:")? + field("RssShmem:").unwrap_or(0))
+}
+
+/// The first line of a file, trimmed; empty when it cannot be read.
+pub(crate) fn first_line(path: impl AsRef<Path>) -> String {
+    let mut text = String::new();
+    if let Ok(file) = fs::File::open(path) {
+        let _ = file.take(4096).read_to_string(&mut text);
+    }
+    text.lines().next().unwrap_or_default().trim().to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_family_counts_what_its_members_use() {
+        let own = Family::of([std::process::id()]);
+        let end = Instant::now() + Duration::from_millis(60);
+        while Instant::now() < end {
+            std::hint::spin_loop();
+        }
+        assert!(own.cpu() > Duration::ZERO);
+        assert!(own.memory() > 0.1);
+    }
+
+    #[test]
+    fn a_program_that_ends_early_is_reported_with_its_words() {
+        let mut command = Command::new("sh");
+        command.args(["-c", "echo no such thing >&2"]);
+        let mut process = Process::start("sh", &mut command).unwrap();
+        let error = process
+            .wait_for("Ready", Duration::from_secs(5))
+            .unwrap_err();
+        assert!(error.to_string().contains("no such thing"), "{error}");
+    }
+}
