@@ -28,10 +28,18 @@ fn the_direct_route_has_every_figure_but_those_of_a_forwarder() {
         rounds: 2,
         length: Duration::from_millis(100),
     };
-    let mut steps = Steps { announced: 0, taken: 0 };
+    let mut steps = Steps {
+        announced: 0,
+        taken: 0,
+    };
     let report = run(&plan, &mut steps).unwrap();
     assert_eq!(steps.announced, steps.taken);
-    for figure in [Figure::TcpUp1, Figure::TcpDown8, Figure::PingP50, Figure::Connections16] {
+    for figure in [
+        Figure::TcpUp1,
+        Figure::TcpDown8,
+        Figure::PingP50,
+        Figure::Connections16,
+    ] {
         let row = report.row(Route::Direct, figure).unwrap();
         assert_eq!(row.samples.len(), 2, "{figure}");
         assert!(row.summary.min > 0.0, "{figure}");
@@ -48,6 +56,13 @@ fn a_route_whose_program_is_missing_is_an_error_that_names_it() {
         rounds: 1,
         length: Duration::from_millis(10),
     };
-    let error = run(&plan, &mut Steps { announced: 0, taken: 0 }).unwrap_err();
+    let error = run(
+        &plan,
+        &mut Steps {
+            announced: 0,
+            taken: 0,
+        },
+    )
+    .unwrap_err();
     assert!(error.to_string().contains("relay server"), "{error}");
 }

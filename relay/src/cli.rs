@@ -54,6 +54,8 @@ enum Command {
     Server(commands::server::Args),
     /// Run server, agent and forward on this machine and show that they work.
     Demo(commands::demo::Args),
+    /// Measure relay's routes beside OpenSSH and plain loopback on this machine.
+    Bench(commands::bench::Args),
 }
 
 impl Cli {
@@ -69,6 +71,7 @@ impl Cli {
             Command::Agent(args) => commands::agent::run(args, global),
             Command::Server(args) => commands::server::run(args, global),
             Command::Demo(args) => commands::demo::run(args, global),
+            Command::Bench(args) => commands::bench::run(args, global),
         }
     }
 

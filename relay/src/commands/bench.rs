@@ -1,0 +1,105 @@
+//! `relay bench`: this program's routes beside OpenSSH and plain loopback, on this machine.
+
+use std::fs;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use indicatif::{ProgressBar, ProgressStyle};
+use relay_benches::runner::{self, Plan, Progress};
+use relay_benches::{Report, Route, report};
+
+use crate::cli::Global;
+use crate::output::{self, Format};
+
+const EXAMPLES: &str = "\
+Examples:
+  relay bench                                     everything, about four minutes
+  relay bench --route p2p --route ssh --rounds 1 --seconds 1
+  relay bench --html bench.html --json bench.json";
+
+/// Arguments of `relay bench`.
+#[derive(clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub(crate) struct Args {
+    /// Route to measure: direct, p2p, p2p-1280, relayed or ssh; may be repeated [default: all]
+    #[arg(long = "route", value_name = "ROUTE")]
+    routes: Vec<String>,
+    /// Rounds; the table has the medians and ranges over them
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=100))]
+    rounds: u16,
+    /// Seconds that each figure runs in a round
+    #[arg(long, default_value_t = 2.0)]
+    seconds: f64,
+    /// Also write all numbers as JSON to this file
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Also write one self-contained HTML page with plots to this file
+    #[arg(long, value_name = "FILE")]
+    html: Option<PathBuf>,
+    /// Print the numbers on stdout as this
+    #[arg(short, long, value_enum, default_value_t)]
+    output: Format,
+}
+
+/// Measures and prints.
+pub(crate) fn run(args: Args, _: &Global) -> anyhow::Result<()> {
+    let plan = plan(&args)?;
+    let mut bar = Bar(ProgressBar::hidden());
+    let report = runner::run(&plan, &mut bar);
+    bar.0.finish_and_clear();
+    let report = report?;
+    if let Some(path) = &args.json {
+        write(path, &json(&report)?)?;
+    }
+    if let Some(path) = &args.html {
+        write(path, &report::html(&report))?;
+    }
+    match args.output {
+        Format::Json => output::json(&report),
+        Format::Text => output::result(report::table(&report).trim_end()),
+    }
+}
+
+fn plan(args: &Args) -> anyhow::Result<Plan> {
+    if !(0.1..=3600.0).contains(&args.seconds) {
+        bail!("--seconds {} is not between 0.1 and 3600", args.seconds);
+    }
+    let mut routes = args
+        .routes
+        .iter()
+        .map(|name| name.parse())
+        .collect::<Result<Vec<Route>, _>>()?;
+    if routes.is_empty() {
+        routes = Route::ALL.to_vec();
+    }
+    Ok(Plan {
+        program: std::env::current_exe().context("cannot find this program's own file")?,
+        routes,
+        rounds: args.rounds.into(),
+        length: Duration::from_secs_f64(args.seconds),
+    })
+}
+
+fn json(report: &Report) -> anyhow::Result<String> {
+    serde_json::to_string_pretty(report).context("cannot write the report as JSON")
+}
+
+fn write(path: &PathBuf, text: &str) -> anyhow::Result<()> {
+    fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))
+}
+
+struct Bar(ProgressBar);
+
+impl Progress for Bar {
+    fn steps(&mut self, count: usize) {
+        let style = ProgressStyle::with_template("{bar:30} {pos}/{len}  {msg}");
+        self.0 = ProgressBar::new(count as u64)
+            .with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+    }
+
+    fn step(&mut self, what: &str) {
+        self.0.set_message(what.to_owned());
+        self.0.inc(1);
+    }
+}
