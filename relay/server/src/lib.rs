@@ -1,1 +1,9 @@
-//! Placeholder.
+//! The control plane: accounts and workspaces, the coordinator that introduces peers to each other,
+//! the embedded relay and the STUN responder. It never sees a peer's private key.
+
+mod error;
+mod secrets;
+mod store;
+
+pub use error::{Error, Result};
+pub use store::*;

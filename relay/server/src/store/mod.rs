@@ -1,0 +1,237 @@
+//! The database: accounts, workspaces, agents and a few settings. No HTTP, no sessions.
+
+mod agents;
+mod users;
+mod workspaces;
+
+use std::borrow::Cow;
+use std::path::Path;
+use std::time::Duration;
+
+use chrono::{DateTime, Utc};
+use sqlx::migrate::{Migration, MigrationType, Migrator};
+use sqlx::sqlite::{
+    SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteRow, SqliteSynchronous,
+};
+use sqlx::{Row, SqlitePool};
+use uuid::Uuid;
+
+pub use agents::{Agent, AgentAccess, Lifecycle};
+pub use users::User;
+pub use workspaces::{
+    Build, CreatedAgent, CreatedWorkspace, Transition, Workspace, WorkspaceFilter,
+};
+
+use crate::error::{Error, Result};
+
+/// Name of the setting that changes whenever an administrator changed something.
+const REVISION: &str = "revision";
+
+/// Handle of the database; clones share one pool.
+#[derive(Clone, Debug)]
+pub struct Store {
+    pool: SqlitePool,
+}
+
+impl Store {
+    /// Opens (and makes, where needed) the database in a data directory.
+    pub async fn open(data_dir: &Path) -> Result<Self> {
+        prepare_dir(data_dir).map_err(|source| Error::DataDir {
+            path: data_dir.into(),
+            source,
+        })?;
+        let options = SqliteConnectOptions::new()
+            .filename(data_dir.join("relay.db"))
+            .create_if_missing(true)
+            .journal_mode(SqliteJournalMode::Wal)
+            .synchronous(SqliteSynchronous::Normal)
+            .busy_timeout(Duration::from_secs(10))
+            .foreign_keys(true);
+        Self::with(options, 3).await
+    }
+
+    /// A database that lives as long as this handle.
+    pub async fn in_memory() -> Result<Self> {
+        let options = SqliteConnectOptions::new()
+            .in_memory(true)
+            .foreign_keys(true);
+        Self::with(options, 1).await
+    }
+
+    async fn with(options: SqliteConnectOptions, connections: u32) -> Result<Self> {
+        let pool = SqlitePoolOptions::new()
+            .max_connections(connections)
+            .min_connections(1)
+            .idle_timeout(None)
+            .max_lifetime(None)
+            .acquire_timeout(Duration::from_secs(20))
+            .connect_with(options)
+            .await?;
+        migrator().run(&pool).await?;
+        Ok(Self { pool })
+    }
+
+    /// Closes the database; other handles fail from now on.
+    pub async fn close(&self) {
+        self.pool.close().await;
+    }
+
+    /// Reads a setting.
+    pub(crate) async fn setting(&self, name: &str) -> Result<Option<String>> {
+        let row = sqlx::query("SELECT value FROM settings WHERE name = $1")
+            .bind(name)
+            .fetch_optional(&self.pool)
+            .await?;
+        Ok(row.map(|row| row.try_get(0)).transpose()?)
+    }
+
+    /// Reads a setting, or stores and returns what `make` gives: the first writer wins.
+    pub(crate) async fn setting_or(
+        &self,
+        name: &str,
+        make: impl FnOnce() -> String,
+    ) -> Result<String> {
+        if let Some(value) = self.setting(name).await? {
+            return Ok(value);
+        }
+        sqlx::query(
+            "INSERT INTO settings (name, value) VALUES ($1, $2) ON CONFLICT (name) DO NOTHING",
+        )
+        .bind(name)
+        .bind(make())
+        .execute(&self.pool)
+        .await?;
+        self.setting(name)
+            .await?
+            .ok_or(Error::Corrupt { what: "setting" })
+    }
+
+    /// A text that differs after every change of users, workspaces or tokens by any process.
+    pub(crate) async fn revision(&self) -> Result<String> {
+        Ok(self.setting(REVISION).await?.unwrap_or_default())
+    }
+
+    async fn bump(transaction: &mut sqlx::Transaction<'_, sqlx::Sqlite>) -> Result<()> {
+        sqlx::query(
+            "INSERT INTO settings (name, value) VALUES ($1, $2) \
+             ON CONFLICT (name) DO UPDATE SET value = excluded.value",
+        )
+        .bind(REVISION)
+        .bind(Uuid::new_v4().to_string())
+        .execute(&mut **transaction)
+        .await?;
+        Ok(())
+    }
+}
+
+fn prepare_dir(path: &Path) -> std::io::Result<()> {
+    use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(path)?;
+    // Made here so that nobody else can read it, whatever the umask.
+    std::fs::OpenOptions::new()
+        .create(true)
+        .append(true)
+        .mode(0o600)
+        .open(path.join("relay.db"))?;
+    Ok(())
+}
+
+fn migrator() -> Migrator {
+    let first = Migration::new(
+        1,
+        Cow::Borrowed("accounts and workspaces"),
+        MigrationType::Simple,
+        Cow::Borrowed(include_str!(
+            "../../migrations/0001_accounts_and_workspaces.sql"
+        )),
+        false,
+    );
+    Migrator {
+        migrations: Cow::Owned(vec![first]),
+        ..Migrator::DEFAULT
+    }
+}
+
+pub(crate) fn now() -> DateTime<Utc> {
+    from_micros(Utc::now().timestamp_micros())
+}
+
+fn from_micros(micros: i64) -> DateTime<Utc> {
+    DateTime::from_timestamp_micros(micros).unwrap_or_default()
+}
+
+fn time(row: &SqliteRow, column: &str) -> Result<DateTime<Utc>> {
+    Ok(from_micros(row.try_get(column)?))
+}
+
+fn maybe_time(row: &SqliteRow, column: &str) -> Result<Option<DateTime<Utc>>> {
+    Ok(row.try_get::<Option<i64>, _>(column)?.map(from_micros))
+}
+
+fn uuid(row: &SqliteRow, column: &str) -> Result<Uuid> {
+    let text: String = row.try_get(column)?;
+    Uuid::parse_str(&text).map_err(|_| Error::Corrupt { what: "id" })
+}
+
+fn is_unique_violation(error: &sqlx::Error) -> bool {
+    error
+        .as_database_error()
+        .is_some_and(|error| error.is_unique_violation())
+}
+
+/// Names of users, workspaces and agents: letters and digits, single hyphens between them.
+pub(crate) fn check_name(what: &'static str, name: &str) -> Result<()> {
+    let ok = (1..=32).contains(&name.len())
+        && name
+            .split('-')
+            .all(|part| !part.is_empty() && part.chars().all(|c| c.is_ascii_alphanumeric()));
+    // `me` means whoever asks, so nobody may be called so.
+    if ok && !(what == "user" && name == "me") {
+        Ok(())
+    } else {
+        Err(Error::Name {
+            what,
+            name: name.into(),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_letters_digits_and_single_hyphens() {
+        for name in ["a", "dev", "my-box-2", "A1"] {
+            assert!(check_name("workspace", name).is_ok(), "{name}");
+        }
+        for name in ["", "-a", "a-", "a--b", "a.b", "a/b", "ä", &"x".repeat(33)] {
+            assert!(check_name("workspace", name).is_err(), "{name}");
+        }
+        assert!(check_name("user", "me").is_err());
+    }
+
+    #[tokio::test]
+    async fn settings_keep_the_first_value() {
+        let store = Store::in_memory().await.unwrap();
+        assert_eq!(store.setting_or("a", || "1".into()).await.unwrap(), "1");
+        assert_eq!(store.setting_or("a", || "2".into()).await.unwrap(), "1");
+    }
+
+    #[tokio::test]
+    async fn a_directory_can_be_opened_twice_and_keeps_its_content() {
+        let dir = std::env::temp_dir().join(format!("relay-store-{}", Uuid::new_v4()));
+        let first = Store::open(&dir).await.unwrap();
+        let second = Store::open(&dir).await.unwrap();
+        first
+            .create_user("alice", "alice@example.com", "secret-password", true)
+            .await
+            .unwrap();
+        assert_eq!(second.users().await.unwrap().len(), 1);
+        assert_ne!(second.revision().await.unwrap(), "");
+        std::fs::remove_dir_all(&dir).unwrap();
+    }
+}
