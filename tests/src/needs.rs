@@ -1,0 +1,107 @@
+//! What a test needs of the machine. A test that cannot run says why and returns; with
+//! `RELAY_REQUIRE_ALL=1` (CI) it fails instead.
+
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+
+/// One thing that a machine may lack.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Need {
+    /// Root, and the right to make network namespaces with links between them.
+    Namespaces,
+    /// nftables, program and kernel.
+    Nft,
+    /// Unprivileged user namespaces, and the right to make a TUN node in a mount namespace.
+    Rootless,
+    /// A program in the `PATH`.
+    Program(&'static str),
+}
+
+/// Returns from the test, with its reason printed, when the machine lacks something.
+#[macro_export]
+macro_rules! needs {
+    ($($need:expr),+ $(,)?) => {
+        $(if let Err(reason) = $crate::needs::check($need) {
+            $crate::skip!("{reason}");
+        })+
+    };
+}
+
+/// Prints why the test does not run here, and returns from it; panics where nothing may be skipped.
+#[macro_export]
+macro_rules! skip {
+    ($($reason:tt)+) => {{
+        $crate::needs::skipped(&format!($($reason)+));
+        return;
+    }};
+}
+
+/// What [`skip!`] does before it returns.
+///
+/// # Panics
+/// With `RELAY_REQUIRE_ALL=1`.
+pub fn skipped(reason: &str) {
+    crate::say(format_args!("SKIPPED: {reason}"));
+    let strict = std::env::var_os("RELAY_REQUIRE_ALL").is_some_and(|value| value == "1");
+    assert!(!strict, "skipped where every test must run: {reason}");
+}
+
+/// Tries one need.
+///
+/// # Errors
+/// The reason, as a sentence.
+pub fn check(need: Need) -> Result<(), String> {
+    match need {
+        Need::Namespaces => {
+            program("ip")?;
+            if !nix::unistd::geteuid().is_root() {
+                return Err("making network namespaces with links needs root".to_owned());
+            }
+            works(
+                "unshare",
+                &["-n", "ip", "link", "add", "br0", "type", "bridge"],
+            )
+        }
+        Need::Nft => {
+            program("nft")?;
+            works(
+                "unshare",
+                &["-n", "nft", "add", "table", "inet", "relay_lab"],
+            )
+        }
+        Need::Rootless => {
+            for name in ["unshare", "setpriv", "mount", "mknod"] {
+                program(name)?;
+            }
+            works("unshare", &["-m", "sh", "-c", crate::rootless::PROBE])
+        }
+        Need::Program(name) => program(name).map(drop),
+    }
+}
+
+/// Finds a program, also where root's programs are.
+///
+/// # Errors
+/// Says that it is missing.
+pub fn program(name: &str) -> Result<PathBuf, String> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path)
+        .chain(["/usr/sbin", "/sbin", "/usr/local/go/bin"].map(PathBuf::from))
+        .map(|dir| dir.join(name))
+        .find(|file| file.is_file())
+        .ok_or_else(|| format!("`{name}` is not installed"))
+}
+
+fn works(name: &str, args: &[&str]) -> Result<(), String> {
+    let output = Command::new(program(name)?)
+        .args(args)
+        .stdin(Stdio::null())
+        .output()
+        .map_err(|error| format!("`{name}` does not start: {error}"))?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let text = String::from_utf8_lossy(&output.stderr);
+    let line = text.lines().next().unwrap_or("no reason given");
+    Err(format!("`{name} {}` fails: {line}", args.join(" ")))
+}
