@@ -196,6 +196,8 @@ pub struct Report {
     pub seconds: f64,
     /// Rounds.
     pub rounds: usize,
+    /// The emulated path between the two ends, in words.
+    pub link: Option<String>,
     /// All rows.
     pub rows: Vec<Row>,
     /// Routes that could not be measured, with the reason.

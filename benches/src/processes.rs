@@ -6,6 +6,7 @@ use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
+use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -19,7 +20,7 @@ use crate::Error;
 pub struct Process {
     name: String,
     child: Child,
-    lines: Receiver<String>,
+    lines: Mutex<Receiver<String>>,
     seen: Vec<String>,
 }
 
@@ -51,7 +52,7 @@ impl Process {
         Ok(Self {
             name: name.to_owned(),
             child,
-            lines,
+            lines: Mutex::new(lines),
             seen: Vec::new(),
         })
     }
@@ -63,10 +64,10 @@ impl Process {
     pub fn wait_for(&mut self, text: &str, limit: Duration) -> Result<(), Error> {
         let end = Instant::now() + limit;
         loop {
-            match self
-                .lines
-                .recv_timeout(end.saturating_duration_since(Instant::now()))
-            {
+            let left = end.saturating_duration_since(Instant::now());
+            // The lock is only there to share the value; nobody can have panicked holding it.
+            let lines = self.lines.get_mut().unwrap_or_else(PoisonError::into_inner);
+            match lines.recv_timeout(left) {
                 Ok(line) => {
                     let found = line.contains(text);
                     self.seen.push(line);

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use serde::Deserialize;
 use tempfile::TempDir;
 
+use crate::link::Hosts;
 use crate::processes::{Family, Process, run};
 use crate::{Error, Route};
 
@@ -46,9 +47,9 @@ impl Deployment {
     ///
     /// # Errors
     /// When a program does not start or a command of it fails.
-    pub fn start(program: &Path) -> Result<Self, Error> {
+    pub fn start(program: &Path, hosts: &Hosts) -> Result<Self, Error> {
         let folder = TempDir::new().map_err(Error::system("cannot make a temporary directory"))?;
-        let address = free_port()?;
+        let address = inside(hosts.far(|| free_port(hosts.far_address())))?;
         let url = format!("http://{address}");
         let mut command = Command::new(program);
         command
@@ -61,8 +62,8 @@ impl Deployment {
             ])
             .arg("--data-dir")
             .arg(folder.path());
-        let server = Process::start("relay server", &mut command)?;
-        wait_for_port(&server, address)?;
+        let server = inside(hosts.far(|| Process::start("relay server", &mut command)))?;
+        inside(hosts.near(|| wait_for_port(&server, address)))?;
         let mut deployment = Self {
             program: program.to_owned(),
             url,
@@ -94,7 +95,7 @@ impl Deployment {
     }
 
     /// Creates a workspace for `route`, starts its agent and a forward to `port`.
-    fn forward(&self, route: Route, port: u16) -> Result<OpenRoute, Error> {
+    fn forward(&self, route: Route, hosts: &Hosts, port: u16) -> Result<OpenRoute, Error> {
         let name = format!("bench/{route}");
         let workspace = self.admin(&["workspace", "create", &name, "-o", "json"], None)?;
         let agent = agent_token(&workspace)?;
@@ -108,8 +109,8 @@ impl Deployment {
             .args(["agent", "--url", &self.url])
             .args(limit)
             .env("CODER_AGENT_TOKEN", &agent);
-        let agent = Process::start("relay agent", &mut command)?;
-        let local = free_port()?;
+        let agent = inside(hosts.far(|| Process::start("relay agent", &mut command)))?;
+        let local = inside(hosts.near(|| free_port(Ipv4Addr::LOCALHOST)))?;
         let mut command = Command::new(&self.program);
         let spec = format!("{local}:{port}");
         command
@@ -120,13 +121,15 @@ impl Deployment {
         if route == Route::Relayed {
             command.arg("--disable-direct-connections");
         }
-        let mut forward = Process::start("relay port-forward", &mut command)?;
-        forward.wait_for("Ready!", READY)?;
+        let mut start = || {
+            let mut forward = Process::start("relay port-forward", &mut command)?;
+            forward.wait_for("Ready!", READY)?;
+            Ok(forward)
+        };
         // The agent may have been starting meanwhile: the second start is the one that is timed.
-        drop(forward);
+        drop(inside(hosts.near(&mut start))?);
         let begin = Instant::now();
-        let mut forward = Process::start("relay port-forward", &mut command)?;
-        forward.wait_for("Ready!", READY)?;
+        let forward = inside(hosts.near(&mut start))?;
         let start = begin.elapsed();
         let mut members = vec![agent.id(), forward.id()];
         if route == Route::Relayed {
@@ -165,31 +168,32 @@ fn ended() -> std::io::Error {
     std::io::ErrorKind::UnexpectedEof.into()
 }
 
-/// Puts `route` to the app at `app` up.
+/// Puts `route` to the app at `port` of the far host up.
 ///
 /// # Errors
 /// When one of its programs does not start.
 pub fn open(
     route: Route,
-    app: SocketAddr,
+    hosts: &Hosts,
+    port: u16,
     deployment: Option<&Deployment>,
 ) -> Result<OpenRoute, Error> {
     match (route, deployment) {
         (Route::Direct, _) => Ok(OpenRoute {
             route,
-            local: app,
+            local: (hosts.far_address(), port).into(),
             family: Family::default(),
             start: None,
             _processes: Vec::new(),
             _folder: None,
         }),
-        (Route::Ssh, _) => ssh(app),
-        (_, Some(deployment)) => deployment.forward(route, app.port()),
+        (Route::Ssh, _) => ssh(hosts, port),
+        (_, Some(deployment)) => deployment.forward(route, hosts, port),
         (_, None) => Err(Error::system("relay's routes need its server")(ended())),
     }
 }
 
-fn ssh(app: SocketAddr) -> Result<OpenRoute, Error> {
+fn ssh(hosts: &Hosts, port: u16) -> Result<OpenRoute, Error> {
     let folder = TempDir::new().map_err(Error::system("cannot make a temporary directory"))?;
     let at = |name: &str| folder.path().join(name);
     for key in ["host", "user"] {
@@ -211,7 +215,7 @@ fn ssh(app: SocketAddr) -> Result<OpenRoute, Error> {
             .create("/run/sshd")
             .map_err(Error::system("cannot make /run/sshd"))?;
     }
-    let listen = free_port()?;
+    let listen = inside(hosts.far(|| free_port(hosts.far_address())))?;
     let mut command = Command::new("/usr/sbin/sshd");
     command
         .args(["-D", "-e", "-f", "/dev/null", "-h"])
@@ -229,9 +233,9 @@ fn ssh(app: SocketAddr) -> Result<OpenRoute, Error> {
     ] {
         command.args(["-o", option]);
     }
-    let server = Process::start("sshd", &mut command)?;
-    wait_for_port(&server, listen)?;
-    let local = free_port()?;
+    let server = inside(hosts.far(|| Process::start("sshd", &mut command)))?;
+    inside(hosts.near(|| wait_for_port(&server, listen)))?;
+    let local = inside(hosts.near(|| free_port(Ipv4Addr::LOCALHOST)))?;
     let mut command = Command::new("ssh");
     let user = nix::unistd::User::from_uid(nix::unistd::geteuid())
         .ok()
@@ -249,7 +253,7 @@ fn ssh(app: SocketAddr) -> Result<OpenRoute, Error> {
             "-i",
         ])
         .arg(at("user"))
-        .args(["-L", &format!("{local}:{app}")])
+        .args(["-L", &format!("{local}:127.0.0.1:{port}")])
         .args([
             "-o",
             "StrictHostKeyChecking=no",
@@ -264,8 +268,8 @@ fn ssh(app: SocketAddr) -> Result<OpenRoute, Error> {
             "127.0.0.1",
         ]);
     let begin = Instant::now();
-    let client = Process::start("ssh", &mut command)?;
-    wait_for_port(&client, local)?;
+    let client = inside(hosts.near(|| Process::start("ssh", &mut command)))?;
+    inside(hosts.near(|| wait_for_port(&client, local)))?;
     Ok(OpenRoute {
         route: Route::Ssh,
         local,
@@ -276,10 +280,15 @@ fn ssh(app: SocketAddr) -> Result<OpenRoute, Error> {
     })
 }
 
-fn free_port() -> Result<SocketAddr, Error> {
-    TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
+/// Flattens "could not enter the host" and "it went wrong there".
+fn inside<T>(result: std::io::Result<Result<T, Error>>) -> Result<T, Error> {
+    result.map_err(Error::system("cannot enter a host of the emulated link"))?
+}
+
+fn free_port(address: Ipv4Addr) -> Result<SocketAddr, Error> {
+    TcpListener::bind((address, 0))
         .and_then(|listener| listener.local_addr())
-        .map_err(Error::system("no free port on 127.0.0.1"))
+        .map_err(Error::system(format!("no free port on {address}")))
 }
 
 fn wait_for_port(process: &Process, address: SocketAddr) -> Result<(), Error> {

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::thread;
 use std::time::Duration;
 
+use crate::link::{Hosts, Link, Pair};
 use crate::load::{self, App, Direction};
 use crate::model::{Figure, Report, Route, Row};
 use crate::processes::first_line;
@@ -25,6 +26,8 @@ pub struct Plan {
     pub rounds: usize,
     /// How long each bulk figure runs a round.
     pub length: Duration,
+    /// The path between the two ends; `None` is this machine's loopback.
+    pub link: Option<Link>,
 }
 
 /// Told about the run while it goes on.
@@ -38,7 +41,8 @@ pub trait Progress {
 /// Offered load of the datagram figures, a second.
 const OFFERED: u64 = 100_000;
 const HELD: usize = 1000;
-const KINDS: [Kind; 8] = [
+/// On this machine.
+const KINDS: &[Kind] = &[
     Kind::Bulk(Direction::Up, 1),
     Kind::Bulk(Direction::Down, 1),
     Kind::Bulk(Direction::Up, 8),
@@ -48,12 +52,20 @@ const KINDS: [Kind; 8] = [
     Kind::Datagrams(64),
     Kind::Datagrams(1200),
 ];
+/// Over an emulated link: what the path decides.
+const LINKED: &[Kind] = &[
+    Kind::Bulk(Direction::Up, 1),
+    Kind::Bulk(Direction::Down, 1),
+    Kind::Ping,
+    Kind::Connect,
+];
 
 #[derive(Clone, Copy)]
 enum Kind {
     Bulk(Direction, usize),
     Ping,
     Connections,
+    Connect,
     Datagrams(usize),
 }
 
@@ -66,6 +78,7 @@ impl Kind {
             Self::Bulk(Direction::Down, _) => "eight streams down",
             Self::Ping => "ping-pong",
             Self::Connections => "connections",
+            Self::Connect => "time to the first byte",
             Self::Datagrams(_) => "datagrams",
         }
     }
@@ -78,6 +91,7 @@ impl Kind {
             Self::Bulk(Direction::Down, _) => Figure::TcpDown8,
             Self::Ping => Figure::PingP50,
             Self::Connections => Figure::Connections1,
+            Self::Connect => Figure::Connect,
             Self::Datagrams(64) => Figure::Udp64Loss,
             Self::Datagrams(_) => Figure::Udp1200Loss,
         }
@@ -89,57 +103,73 @@ impl Kind {
 /// # Errors
 /// When no route could be put up, or a measurement over one that was up failed.
 pub fn run(plan: &Plan, progress: &mut dyn Progress) -> Result<Report, Error> {
-    let app = App::start().map_err(Error::system("cannot start the app"))?;
+    let hosts = match plan.link {
+        None => Hosts::Same,
+        Some(link) => Hosts::Linked(Pair::new(link).map_err(Error::system(
+            "cannot emulate a link (it takes root, /dev/net/tun and the `ip` program)",
+        ))?),
+    };
+    let enter = |source| Error::System {
+        what: "cannot enter a host".to_owned(),
+        source,
+    };
+    let app = hosts.far(App::start).map_err(enter)?.map_err(enter)?;
+    let kinds = if plan.link.is_some() { LINKED } else { KINDS };
     let mut samples = Samples::default();
     let mut missing = BTreeMap::new();
-    progress.steps(plan.routes.len() * (2 + plan.rounds * KINDS.len()));
-    let (_deployment, routes) = open_all(plan, &app, progress, &mut missing)?;
+    let endings = usize::from(plan.link.is_none());
+    progress.steps(plan.routes.len() * (1 + endings + plan.rounds * kinds.len()));
+    let (_deployment, routes) = open_all(plan, &hosts, &app, progress, &mut missing)?;
     for route in &routes {
         samples.starting(route);
     }
     for _ in 0..plan.rounds {
-        for kind in KINDS {
+        for &kind in kinds {
             for route in &routes {
                 progress.step(&format!("{}: {}", route.route, kind.name()));
-                let measured = samples.measure(kind, route, &app, plan.length);
+                let measured = hosts.near(|| samples.measure(kind, route, &app, plan.length));
                 let (figure, route) = (kind.figure(), route.route);
-                measured.map_err(|source| Error::Measure {
+                let failed = |source| Error::Measure {
                     figure,
                     route,
                     source,
-                })?;
+                };
+                measured.map_err(enter)?.map_err(failed)?;
             }
         }
     }
-    for route in &routes {
-        progress.step(&format!("{}: {HELD} connections", route.route));
-        let measured = samples.ending(route);
-        let figure = Figure::Memory1000;
-        measured.map_err(|source| Error::Measure {
-            figure,
-            route: route.route,
-            source,
-        })?;
+    if plan.link.is_none() {
+        for route in &routes {
+            progress.step(&format!("{}: {HELD} connections", route.route));
+            let (figure, name) = (Figure::Memory1000, route.route);
+            let failed = |source| Error::Measure {
+                figure,
+                route: name,
+                source,
+            };
+            samples.ending(route).map_err(failed)?;
+        }
     }
     Ok(samples.report(plan, missing))
 }
 
 fn open_all(
     plan: &Plan,
+    hosts: &Hosts,
     app: &App,
     progress: &mut dyn Progress,
     missing: &mut BTreeMap<String, String>,
 ) -> Result<(Option<Deployment>, Vec<OpenRoute>), Error> {
     let own = |route: &Route| !matches!(route, Route::Direct | Route::Ssh);
     let deployment = match plan.routes.iter().any(own) {
-        true => Some(Deployment::start(&plan.program)?),
+        true => Some(Deployment::start(&plan.program, hosts)?),
         false => None,
     };
     let mut routes = Vec::new();
     let mut last = None;
     for &route in &plan.routes {
         progress.step(&format!("{route}: starting"));
-        match open(route, app.address(), deployment.as_ref()) {
+        match open(route, hosts, app.port(), deployment.as_ref()) {
             Ok(open) => routes.push(open),
             Err(error) => {
                 missing.insert(route.name().to_owned(), error.to_string());
@@ -187,6 +217,7 @@ impl Samples {
             Kind::Bulk(direction, streams) => self.bulk(route, direction, streams, length),
             Kind::Ping => self.ping(route, length),
             Kind::Connections => self.connections(route, length),
+            Kind::Connect => self.connect(route),
             Kind::Datagrams(size) => self.datagrams(route, app, size, length),
         }
     }
@@ -232,6 +263,10 @@ impl Samples {
         self.add(route, Figure::Connections1, one);
         let many = load::connections(route.local, 16, length / 2)?;
         self.add(route, Figure::Connections16, many);
+        self.connect(route)
+    }
+
+    fn connect(&mut self, route: &OpenRoute) -> io::Result<()> {
         let times = load::connect_times(route.local, 50)?;
         if let Some(time) = percentile(&times, 0.5) {
             self.add(route, Figure::Connect, time);
@@ -292,6 +327,7 @@ impl Samples {
             cpus: thread::available_parallelism().map_or(1, Into::into),
             seconds: plan.length.as_secs_f64(),
             rounds: plan.rounds,
+            link: plan.link.map(|link| link.to_string()),
             rows,
             missing,
             latencies: self

@@ -27,6 +27,7 @@ fn the_direct_route_has_every_figure_but_those_of_a_forwarder() {
         routes: vec![Route::Direct],
         rounds: 2,
         length: Duration::from_millis(100),
+        link: None,
     };
     let mut steps = Steps {
         announced: 0,
@@ -55,6 +56,7 @@ fn a_route_whose_program_is_missing_is_an_error_that_names_it() {
         routes: vec![Route::P2p],
         rounds: 1,
         length: Duration::from_millis(10),
+        link: None,
     };
     let error = run(
         &plan,
@@ -65,4 +67,39 @@ fn a_route_whose_program_is_missing_is_an_error_that_names_it() {
     )
     .unwrap_err();
     assert!(error.to_string().contains("relay server"), "{error}");
+}
+
+#[test]
+fn an_emulated_link_sets_the_round_trip() {
+    if !nix::unistd::geteuid().is_root() || !std::path::Path::new("/dev/net/tun").exists() {
+        println!("skip: an emulated link takes root and /dev/net/tun");
+        return;
+    }
+    let plan = Plan {
+        program: "relay".into(),
+        routes: vec![Route::Direct],
+        rounds: 1,
+        length: Duration::from_millis(500),
+        link: Some("20ms,0%,100mbit".parse().unwrap()),
+    };
+    let report = run(
+        &plan,
+        &mut Steps {
+            announced: 0,
+            taken: 0,
+        },
+    )
+    .unwrap();
+    let ping = report
+        .row(Route::Direct, Figure::PingP50)
+        .unwrap()
+        .summary
+        .median;
+    assert!((19_500.0..40_000.0).contains(&ping), "{ping} µs");
+    let rate = report
+        .row(Route::Direct, Figure::TcpUp1)
+        .unwrap()
+        .summary
+        .median;
+    assert!(rate < 0.11, "{rate} Gbit/s over a path of 0.1");
 }

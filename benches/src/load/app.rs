@@ -1,7 +1,7 @@
 //! The app that every route leads to: echo, sink and source on one TCP port, a counter on UDP.
 
 use std::io::{self, Read, Write};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::net::{Ipv4Addr, TcpListener, TcpStream, UdpSocket};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
@@ -12,18 +12,19 @@ use super::Ask;
 /// A running app; it ends with the process.
 #[derive(Debug)]
 pub struct App {
-    address: SocketAddr,
+    port: u16,
     datagrams: Arc<AtomicU64>,
 }
 
 impl App {
-    /// Starts the app on a free port of 127.0.0.1, the same number for TCP and UDP.
+    /// Starts the app on a free port of all IPv4 addresses of the calling thread's host, the same
+    /// number for TCP and UDP.
     ///
     /// # Errors
     /// When no port is free or a thread cannot be started.
     pub fn start() -> io::Result<Self> {
         let (listener, socket) = same_port()?;
-        let address = listener.local_addr()?;
+        let port = listener.local_addr()?.port();
         let datagrams = Arc::new(AtomicU64::new(0));
         let counter = datagrams.clone();
         thread::Builder::new()
@@ -32,12 +33,12 @@ impl App {
         thread::Builder::new()
             .name("app-tcp".into())
             .spawn(move || accept(&listener))?;
-        Ok(Self { address, datagrams })
+        Ok(Self { port, datagrams })
     }
 
-    /// Where it listens.
-    pub fn address(&self) -> SocketAddr {
-        self.address
+    /// Its port.
+    pub fn port(&self) -> u16 {
+        self.port
     }
 
     /// Datagrams received so far.
@@ -48,7 +49,7 @@ impl App {
 
 fn same_port() -> io::Result<(TcpListener, UdpSocket)> {
     for _ in 0..64 {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+        let listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, 0))?;
         if let Ok(socket) = UdpSocket::bind(listener.local_addr()?) {
             // Room for a burst while both cores are busy with something else.
             socket2::SockRef::from(&socket).set_recv_buffer_size(4 << 20)?;

@@ -42,7 +42,7 @@ pub fn datagrams(
     rate: u64,
     length: Duration,
 ) -> io::Result<Offered> {
-    let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?;
+    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
     socket.connect(address)?;
     let payload = vec![0x33; size];
     // The flow is set up before it is measured.

@@ -19,12 +19,16 @@ pub fn html(report: &Report) -> String {
         "<!doctype html><html lang='en'><meta charset='utf-8'>\
          <meta name='viewport' content='width=device-width'><title>relay bench</title>\
          <style>{STYLE}</style><h1>relay bench</h1><p>{} rounds of {} s, interleaved; medians. \
-         {} × {}, Linux {}. Everything ran on this one machine.</p>",
+         {} × {}, Linux {}. Everything ran on this one machine{}.</p>",
         report.rounds,
         report.seconds,
         report.cpus,
         escape(&report.cpu),
-        escape(&report.kernel)
+        escape(&report.kernel),
+        match &report.link {
+            Some(link) => format!(", over an emulated path: {}", escape(link)),
+            None => String::new(),
+        }
     );
     use Figure as F;
     let sections: [(&str, &[Figure]); 6] = [
@@ -137,6 +141,7 @@ mod tests {
             cpus: 2,
             seconds: 1.0,
             rounds: 1,
+            link: None,
             rows: vec![row(Route::Direct, 20.0), row(Route::Ssh, 3.5)],
             missing: BTreeMap::new(),
             latencies: BTreeMap::from([("ssh".into(), vec![10.0, 20.0, 40.0])]),

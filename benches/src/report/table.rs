@@ -25,6 +25,9 @@ pub fn table(report: &Report) -> String {
     for (route, reason) in &report.missing {
         let _ = writeln!(text, "{route} not measured: {reason}");
     }
+    if let Some(link) = &report.link {
+        let _ = writeln!(text, "emulated path: {link}");
+    }
     let _ = writeln!(
         text,
         "{} rounds of {} s; {} × {}; Linux {}",

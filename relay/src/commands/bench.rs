@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use indicatif::{ProgressBar, ProgressStyle};
+use relay_benches::link::Link;
 use relay_benches::runner::{self, Plan, Progress};
 use relay_benches::{Report, Route, report};
 
@@ -31,6 +32,9 @@ pub(crate) struct Args {
     /// Seconds that each figure runs in a round
     #[arg(long, default_value_t = 2.0)]
     seconds: f64,
+    /// Put the two ends on an emulated path, RTT[,LOSS[,RATE]], for example 40ms,0.5%,300mbit
+    #[arg(long, value_name = "PATH")]
+    link: Option<Link>,
     /// Also write all numbers as JSON to this file
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -78,6 +82,7 @@ fn plan(args: &Args) -> anyhow::Result<Plan> {
         routes,
         rounds: args.rounds.into(),
         length: Duration::from_secs_f64(args.seconds),
+        link: args.link,
     })
 }
 
