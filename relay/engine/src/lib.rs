@@ -1,1 +1,81 @@
-//! Placeholder.
+//! Moves bytes between two sockets, and what goes with owning many of them: descriptor limits,
+//! listeners, an accept loop that survives running out, and bounded tables of UDP sessions.
+//!
+//! What the bytes mean and where the sockets come from is not known here.
+
+pub mod accept;
+mod end;
+pub mod limits;
+mod listen;
+mod pool;
+mod pump;
+pub mod sessions;
+
+use std::fmt;
+use std::str::FromStr;
+
+pub use end::{End, abort};
+pub use listen::{listen, listen_udp};
+pub use pump::{Ending, Side, Summary, pump};
+
+/// How bytes get from one socket to the other.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Engine {
+    /// The fastest that works for the two sockets at hand.
+    #[default]
+    Auto,
+    /// `read` and `write` through a buffer of this process.
+    Copy,
+    /// `splice` through a pipe: the bytes never enter this process.
+    Splice,
+}
+
+/// What can be wrong with the choice of an engine.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Error {
+    /// A name that is reserved.
+    #[error("engine \"{0}\" is not built yet; use auto, copy or splice")]
+    NotBuilt(String),
+    /// A name that means nothing.
+    #[error("no engine is called \"{0}\"; use auto, copy, splice, io-uring or sockmap")]
+    Unknown(String),
+}
+
+impl FromStr for Engine {
+    type Err = Error;
+
+    fn from_str(name: &str) -> Result<Self, Error> {
+        match name {
+            "auto" => Ok(Self::Auto),
+            "copy" => Ok(Self::Copy),
+            "splice" => Ok(Self::Splice),
+            "io-uring" | "sockmap" => Err(Error::NotBuilt(name.to_owned())),
+            _ => Err(Error::Unknown(name.to_owned())),
+        }
+    }
+}
+
+impl fmt::Display for Engine {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str(match self {
+            Self::Auto => "auto",
+            Self::Copy => "copy",
+            Self::Splice => "splice",
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn engines_are_known_by_name_and_the_reserved_ones_say_so() {
+        for engine in [Engine::Auto, Engine::Copy, Engine::Splice] {
+            assert_eq!(engine.to_string().parse(), Ok(engine));
+        }
+        let error = "io-uring".parse::<Engine>().unwrap_err();
+        assert!(error.to_string().contains("not built yet"));
+        assert!(matches!("fast".parse::<Engine>(), Err(Error::Unknown(_))));
+    }
+}
