@@ -1,5 +1,6 @@
 //! Server, agent and client on three hosts, by the commands that a user types.
 
+use std::net::Ipv4Addr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -161,6 +162,25 @@ impl Cluster {
             .env("CODER_URL", self.url())
             .env("CODER_SESSION_TOKEN", &self.session);
         command
+    }
+
+    /// Sends a datagram from the client's machine to a port of its loopback until an answer comes:
+    /// UDP may lose any of them.
+    ///
+    /// # Panics
+    /// When no answer comes, or another one than was sent.
+    pub fn udp_echo(&self, port: u16, data: &[u8]) {
+        let socket = self.client.udp((Ipv4Addr::LOCALHOST, 0));
+        let short = Some(Duration::from_millis(500));
+        socket.set_read_timeout(short).expect("time-out");
+        let mut buffer = vec![0; 65_536];
+        let answer = crate::poll(PATIENCE, || {
+            socket.send_to(data, (Ipv4Addr::LOCALHOST, port)).ok()?;
+            socket.recv(&mut buffer).ok()
+        });
+        let size = data.len();
+        let count = answer.unwrap_or_else(|| panic!("no answer to {size} bytes"));
+        assert!(buffer[..count] == *data, "sent {size} bytes, got {count}");
     }
 
     /// A folder for the test's files.

@@ -221,6 +221,30 @@ impl Host {
         }
     }
 
+    /// Counts from now on the UDP bytes that come from `other`: what takes the direct path.
+    pub fn count_udp_from(&self, other: &Host) {
+        let rules = format!(
+            "add table inet relay_count
+             add counter inet relay_count direct
+             add chain inet relay_count in {{ type filter hook input priority 10; }}
+             add rule inet relay_count in ip saddr {} meta l4proto udp counter name direct
+             add rule inet relay_count in ip6 saddr {} meta l4proto udp counter name direct",
+            other.ipv4, other.ipv6
+        );
+        for rule in rules.lines() {
+            self.namespace.tool("nft", &[rule]);
+        }
+    }
+
+    /// The bytes since [`Host::count_udp_from`].
+    pub fn counted(&self) -> u64 {
+        let command = "list counter inet relay_count direct";
+        let text = self.namespace.tool("nft", &[command]);
+        let mut words = text.split_whitespace().skip_while(|word| *word != "bytes");
+        let bytes = words.nth(1).and_then(|word| word.parse().ok());
+        bytes.unwrap_or_else(|| panic!("no counter in {text}"))
+    }
+
     /// Whether something on this host listens on the TCP port.
     pub fn listens(&self, address: IpAddr, port: u16) -> bool {
         let to = SocketAddr::new(address, port);
