@@ -92,7 +92,9 @@ impl Process {
     }
 
     /// The error of a program that did not get ready in `limit`.
-    pub(crate) fn unready(&self, limit: Duration) -> Error {
+    pub(crate) fn unready(&mut self, limit: Duration) -> Error {
+        let lines = self.lines.get_mut().unwrap_or_else(PoisonError::into_inner);
+        self.seen.extend(lines.try_iter());
         self.not_ready(limit)
     }
 

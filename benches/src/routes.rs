@@ -62,8 +62,8 @@ impl Deployment {
             ])
             .arg("--data-dir")
             .arg(folder.path());
-        let server = inside(hosts.far(|| Process::start("relay server", &mut command)))?;
-        inside(hosts.near(|| wait_for_port(&server, address)))?;
+        let mut server = inside(hosts.far(|| Process::start("relay server", &mut command)))?;
+        inside(hosts.near(|| wait_for_port(&mut server, address)))?;
         let mut deployment = Self {
             program: program.to_owned(),
             url,
@@ -233,8 +233,8 @@ fn ssh(hosts: &Hosts, port: u16) -> Result<OpenRoute, Error> {
     ] {
         command.args(["-o", option]);
     }
-    let server = inside(hosts.far(|| Process::start("sshd", &mut command)))?;
-    inside(hosts.near(|| wait_for_port(&server, listen)))?;
+    let mut server = inside(hosts.far(|| Process::start("sshd", &mut command)))?;
+    inside(hosts.near(|| wait_for_port(&mut server, listen)))?;
     let local = inside(hosts.near(|| free_port(Ipv4Addr::LOCALHOST)))?;
     let mut command = Command::new("ssh");
     let user = nix::unistd::User::from_uid(nix::unistd::geteuid())
@@ -260,16 +260,11 @@ fn ssh(hosts: &Hosts, port: u16) -> Result<OpenRoute, Error> {
             "-o",
             "UserKnownHostsFile=/dev/null",
         ])
-        .args([
-            "-o",
-            "ExitOnForwardFailure=yes",
-            "-o",
-            "LogLevel=ERROR",
-            "127.0.0.1",
-        ]);
+        .args(["-o", "ExitOnForwardFailure=yes", "-o", "LogLevel=ERROR"])
+        .arg(listen.ip().to_string());
     let begin = Instant::now();
-    let client = inside(hosts.near(|| Process::start("ssh", &mut command)))?;
-    inside(hosts.near(|| wait_for_port(&client, local)))?;
+    let mut client = inside(hosts.near(|| Process::start("ssh", &mut command)))?;
+    inside(hosts.near(|| wait_for_port(&mut client, local)))?;
     Ok(OpenRoute {
         route: Route::Ssh,
         local,
@@ -291,7 +286,7 @@ fn free_port(address: Ipv4Addr) -> Result<SocketAddr, Error> {
         .map_err(Error::system(format!("no free port on {address}")))
 }
 
-fn wait_for_port(process: &Process, address: SocketAddr) -> Result<(), Error> {
+fn wait_for_port(process: &mut Process, address: SocketAddr) -> Result<(), Error> {
     let end = Instant::now() + READY;
     while TcpStream::connect(address).is_err() {
         if Instant::now() > end {
