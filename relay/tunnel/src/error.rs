@@ -35,6 +35,9 @@ pub enum Error {
     /// The other end did not answer in time.
     #[error("no answer through the tunnel within {0:?}; is the agent running?")]
     NoAnswer(std::time::Duration),
+    /// Every source port of this end is in use by a UDP flow.
+    #[error("no free UDP source port in the tunnel: 16,384 flows are open; close some")]
+    TooManyFlows,
     /// A datagram that does not fit through the tunnel to this peer.
     #[error("a datagram of {size} bytes is too large for this peer, which takes at most {limit}")]
     DatagramTooLarge {

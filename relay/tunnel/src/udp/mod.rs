@@ -153,12 +153,13 @@ impl UdpSocket {
         watch.writable().await.map(|_| ())
     }
 
-    /// Receives one batch of messages and hands out every datagram in it. Returns how many
-    /// datagrams there were; `WouldBlock` when there is nothing.
+    /// Receives one batch of messages and hands out each: where from, its bytes, and the size of
+    /// the datagrams that lie side by side in them (the last may be shorter). Returns how many
+    /// messages there were; `WouldBlock` when there is nothing.
     pub fn try_receive(
         &self,
         buffers: &mut ReceiveBuffers,
-        each: &mut dyn FnMut(SocketAddr, &[u8]),
+        each: &mut dyn FnMut(SocketAddr, &[u8], usize),
     ) -> io::Result<usize> {
         if buffers.data.is_empty() {
             buffers.data = vec![0; RECEIVE_ROOM * sys::BATCH];
@@ -167,19 +168,16 @@ impl UdpSocket {
         let got = self.fd.try_io(Interest::READABLE, |fd| {
             sys::receive(fd.as_fd(), &mut buffers.data, RECEIVE_ROOM, &mut messages)
         })?;
-        let mut datagrams = 0;
         for (message, data) in messages
             .iter()
             .take(got)
             .zip(buffers.data.chunks(RECEIVE_ROOM))
         {
-            let Some(message) = message else { continue };
-            for datagram in data[..message.len].chunks(message.segment) {
-                datagrams += 1;
-                each(message.from, datagram);
+            if let Some(message) = message {
+                each(message.from, &data[..message.len], message.segment);
             }
         }
-        Ok(datagrams)
+        Ok(got)
     }
 
     /// Sends one datagram.

@@ -12,8 +12,11 @@ async fn receive_all(socket: &UdpSocket, count: usize) -> Vec<(SocketAddr, Vec<u
             .await
             .unwrap()
             .unwrap();
-        let _ = socket.try_receive(&mut buffers, &mut |from, data| {
-            all.push((from, data.to_vec()))
+        let _ = socket.try_receive(&mut buffers, &mut |from, data, segment| {
+            all.extend(
+                data.chunks(segment)
+                    .map(|datagram| (from, datagram.to_vec())),
+            );
         });
     }
     all
@@ -75,7 +78,7 @@ async fn nothing_there_would_block() {
     let socket = UdpSocket::bind(0, UdpOffloads::default()).unwrap();
     let mut buffers = ReceiveBuffers::default();
     let error = socket
-        .try_receive(&mut buffers, &mut |_, _| ())
+        .try_receive(&mut buffers, &mut |_, _, _| ())
         .unwrap_err();
     assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
     tokio::time::timeout(Duration::from_secs(1), socket.writable())

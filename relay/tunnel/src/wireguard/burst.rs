@@ -1,0 +1,212 @@
+//! The buffers packets travel in: a burst to one peer, laid out so that sealing it in place makes
+//! datagrams that lie side by side; and the packets opened from a burst.
+
+use std::ops::Range;
+
+use super::OVERHEAD;
+use crate::udp::{MAX_BURST, MAX_SEGMENTS};
+
+/// Bytes in front of a packet that its sealed form needs; the rest of [`OVERHEAD`] follows it.
+const HEAD: usize = 16;
+
+/// Packets to one peer, sealed or not yet. Each lies in a slot with room for header and tag.
+#[derive(Debug, Default)]
+pub struct Burst {
+    data: Vec<u8>,
+    packets: Vec<Slot>,
+    sealed: bool,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Slot {
+    start: usize,
+    len: usize,
+}
+
+/// Part of a sealed burst that can go out as one send: datagrams of `segment` bytes, of which the
+/// last may be shorter.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Run {
+    /// Where its bytes are.
+    pub range: Range<usize>,
+    /// Bytes of each datagram.
+    pub segment: usize,
+}
+
+impl Burst {
+    /// Adds a packet. Only before the burst is sealed.
+    pub fn push(&mut self, packet: &[u8]) {
+        debug_assert!(!self.sealed, "a sealed burst takes no more packets");
+        self.data.resize(self.data.len() + HEAD, 0);
+        self.packets.push(Slot {
+            start: self.data.len(),
+            len: packet.len(),
+        });
+        self.data.extend_from_slice(packet);
+        self.data.resize(self.data.len() + OVERHEAD - HEAD, 0);
+    }
+
+    /// Number of packets.
+    pub fn len(&self) -> usize {
+        self.packets.len()
+    }
+
+    /// Whether there is nothing to send.
+    pub fn is_empty(&self) -> bool {
+        self.packets.is_empty()
+    }
+
+    /// Bytes the burst takes, headers and tags included.
+    pub fn bytes(&self) -> usize {
+        self.data.len()
+    }
+
+    /// Forgets the packets and keeps the memory.
+    pub fn clear(&mut self) {
+        self.data.clear();
+        self.packets.clear();
+        self.sealed = false;
+    }
+
+    /// The packets of a burst that is not sealed.
+    pub fn packets(&self) -> impl Iterator<Item = &[u8]> {
+        self.packets
+            .iter()
+            .map(|slot| &self.data[slot.start..slot.start + slot.len])
+    }
+
+    /// The datagrams of a sealed burst.
+    pub fn datagrams(&self) -> impl Iterator<Item = &[u8]> {
+        let sealed = self.sealed;
+        let slots = self.packets.iter().filter(move |_| sealed);
+        slots.map(|slot| &self.data[slot.start - HEAD..slot.start + slot.len + OVERHEAD - HEAD])
+    }
+
+    /// The bytes a [`Run`] points into.
+    pub fn data(&self) -> &[u8] {
+        &self.data
+    }
+
+    /// A sealed burst as sends of as many datagrams as one send takes.
+    pub fn runs(&self) -> impl Iterator<Item = Run> {
+        let mut at = 0;
+        std::iter::from_fn(move || {
+            let first = self.packets.get(at).filter(|_| self.sealed)?;
+            let segment = first.len + OVERHEAD;
+            let start = first.start - HEAD;
+            let mut end = start;
+            let mut count = 0;
+            while let Some(slot) = self.packets.get(at) {
+                let len = slot.len + OVERHEAD;
+                let full = count == MAX_SEGMENTS || end - start + len > MAX_BURST;
+                if len > segment || (full && count > 0) {
+                    break;
+                }
+                end += len;
+                count += 1;
+                at += 1;
+                if len < segment {
+                    break;
+                }
+            }
+            Some(Run {
+                range: start..end,
+                segment,
+            })
+        })
+    }
+
+    /// Replaces every packet by its sealed form: `seal` gets the packet and the room for the
+    /// datagram, and returns the datagram's length.
+    ///
+    /// This is the seam for an AEAD that seals many packets with one key at once: all slots are in
+    /// memory here, in order, in place.
+    pub(super) fn seal_each(&mut self, seal: &mut dyn FnMut(&[u8], &mut [u8]) -> bool) {
+        let mut scratch = [0u8; 2048];
+        let mut large = Vec::new();
+        self.packets.retain(|slot| {
+            let plain = match scratch.get_mut(..slot.len) {
+                Some(plain) => plain,
+                None => {
+                    large.resize(slot.len, 0);
+                    &mut large[..]
+                }
+            };
+            plain.copy_from_slice(&self.data[slot.start..slot.start + slot.len]);
+            let room = &mut self.data[slot.start - HEAD..slot.start + slot.len + OVERHEAD - HEAD];
+            seal(plain, room)
+        });
+        self.sealed = true;
+    }
+
+    /// Drops the oldest packets until the burst takes at most `limit` bytes.
+    pub fn keep_newest(&mut self, limit: usize) {
+        if self.data.len() <= limit {
+            return;
+        }
+        let mut kept = Burst::default();
+        let surplus = self.data.len() - limit;
+        for slot in self
+            .packets
+            .iter()
+            .filter(|slot| slot.start - HEAD >= surplus)
+        {
+            kept.push(&self.data[slot.start..slot.start + slot.len]);
+        }
+        *self = kept;
+    }
+
+    /// Bytes of memory held.
+    pub fn capacity(&self) -> usize {
+        self.data.capacity() + self.packets.capacity() * size_of::<Slot>()
+    }
+}
+
+/// Packets opened from bursts of any peers, side by side.
+#[derive(Debug, Default)]
+pub struct Opened {
+    data: Vec<u8>,
+    used: usize,
+    packets: Vec<(u32, Range<usize>)>,
+}
+
+impl Opened {
+    /// The packets in the order they came, each with the index of its peer.
+    pub fn packets(&self) -> impl Iterator<Item = (u32, &[u8])> {
+        self.packets
+            .iter()
+            .map(|(peer, range)| (*peer, &self.data[range.clone()]))
+    }
+
+    /// Whether nothing was opened.
+    pub fn is_empty(&self) -> bool {
+        self.packets.is_empty()
+    }
+
+    /// Forgets the packets and keeps the memory.
+    pub fn clear(&mut self) {
+        self.used = 0;
+        self.packets.clear();
+    }
+
+    /// Gives the memory back.
+    pub fn release(&mut self) {
+        *self = Opened::default();
+    }
+
+    /// Room for opening a datagram of `len` bytes.
+    pub(super) fn room(&mut self, len: usize) -> &mut [u8] {
+        // boringtun wants room for a handshake message even where it opens a short datagram.
+        let end = self.used + len.max(super::peer::LARGEST_HANDSHAKE);
+        if self.data.len() < end {
+            self.data.resize(end.next_power_of_two().max(64 * 1024), 0);
+        }
+        &mut self.data[self.used..end]
+    }
+
+    /// Keeps the first `len` bytes of the room as a packet.
+    pub(super) fn keep(&mut self, peer: u32, len: usize) {
+        self.packets.push((peer, self.used..self.used + len));
+        self.used += len;
+    }
+}
