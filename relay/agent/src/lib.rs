@@ -1,1 +1,5 @@
-//! Placeholder.
+//! The workspace's side of the tunnel: joins the control plane, and serves the ports of this
+//! machine's loopback to the peers that the control plane names.
+
+mod tcp;
+mod udp;

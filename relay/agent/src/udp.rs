@@ -1,0 +1,321 @@
+//! Datagrams from peers: one socket towards the app for each flow (a peer's address and port, and
+//! the port that it wants), which ends after a time of silence.
+
+use std::io;
+use std::net::{SocketAddr, SocketAddrV6};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use relay_engine::sessions::Sessions;
+use tokio::net::UdpSocket;
+use tokio::task::AbortHandle;
+
+use crate::tcp::LOOPBACKS;
+
+/// Silence after which a flow ends.
+const IDLE: Duration = Duration::from_secs(120);
+/// The same for DNS, where a flow is one question.
+const IDLE_DNS: Duration = Duration::from_secs(30);
+const DNS: u16 = 53;
+/// Flows of all peers. When there are more, the one that was silent for longest makes room.
+const FLOWS: usize = 4096;
+const LARGEST: usize = 65_536;
+/// How often flows that were silent for too long are looked for.
+pub(crate) const SWEEP: Duration = Duration::from_secs(1);
+
+/// What a flow is known by: the peer's end, and this agent's.
+type Key = (SocketAddrV6, SocketAddrV6);
+
+/// Where answers go: from this agent's end of the flow, to the peer's.
+pub(crate) type Reply = Arc<dyn Fn(SocketAddrV6, SocketAddrV6, Bytes) + Send + Sync>;
+
+/// All flows of an agent.
+pub(crate) struct Flows {
+    dns: Sessions<Key, Flow>,
+    other: Sessions<Key, Flow>,
+    reply: Reply,
+    /// One buffer for all: it is used only between two awaits.
+    buffer: Arc<Mutex<Vec<u8>>>,
+}
+
+struct Flow {
+    socket: Arc<UdpSocket>,
+    state: Arc<State>,
+    reader: AbortHandle,
+}
+
+/// What a flow's reader tells the table.
+struct State {
+    /// When the app answered last, looked at when the flow's time seems over.
+    answered: Mutex<Instant>,
+    /// The app went away; perhaps another came, on the other family.
+    refused: AtomicBool,
+}
+
+impl Drop for Flow {
+    fn drop(&mut self) {
+        self.reader.abort();
+    }
+}
+
+impl Flows {
+    pub(crate) fn new(reply: Reply) -> Flows {
+        Flows {
+            dns: Sessions::new(FLOWS, IDLE_DNS),
+            other: Sessions::new(FLOWS, IDLE),
+            reply,
+            buffer: Arc::new(Mutex::new(vec![0; LARGEST])),
+        }
+    }
+
+    /// Hands a peer's datagram to its app. An app that is not there is nobody's error: UDP may
+    /// lose anything.
+    pub(crate) fn deliver(&mut self, source: SocketAddrV6, destination: SocketAddrV6, data: &[u8]) {
+        let (key, now) = ((source, destination), Instant::now());
+        if let Some(flow) = self.table(destination.port()).get(&key, now) {
+            let sent = flow.socket.try_send(data);
+            if !is_refused(&sent) && !flow.state.refused.load(Ordering::Relaxed) {
+                return;
+            }
+            self.table(destination.port()).remove(&key);
+        }
+        match open(destination.port(), data) {
+            Ok(socket) => {
+                let flow = self.start(key, socket, now);
+                self.table(destination.port()).insert(key, flow, now);
+            }
+            Err(error) => {
+                tracing::debug!(%source, port = destination.port(), %error, "a datagram is lost");
+            }
+        }
+    }
+
+    /// Ends flows that were silent for too long.
+    pub(crate) fn sweep(&mut self, now: Instant) {
+        for (table, idle) in [(&mut self.dns, IDLE_DNS), (&mut self.other, IDLE)] {
+            for (key, flow) in table.expire(now) {
+                let answered = flow.state.answered.lock();
+                let answered = *answered.unwrap_or_else(PoisonError::into_inner);
+                if answered + idle > now {
+                    table.insert(key, flow, now);
+                }
+            }
+        }
+    }
+
+    fn table(&mut self, port: u16) -> &mut Sessions<Key, Flow> {
+        if port == DNS {
+            &mut self.dns
+        } else {
+            &mut self.other
+        }
+    }
+
+    fn start(&self, key: Key, socket: UdpSocket, now: Instant) -> Flow {
+        let socket = Arc::new(socket);
+        let state = Arc::new(State {
+            answered: Mutex::new(now),
+            refused: AtomicBool::new(false),
+        });
+        let reader = read_answers(
+            key,
+            Arc::clone(&socket),
+            Arc::clone(&state),
+            Arc::clone(&self.reply),
+            Arc::clone(&self.buffer),
+        );
+        Flow {
+            socket,
+            state,
+            reader: tokio::spawn(reader).abort_handle(),
+        }
+    }
+}
+
+async fn read_answers(
+    (peer, own): Key,
+    socket: Arc<UdpSocket>,
+    state: Arc<State>,
+    reply: Reply,
+    buffer: Arc<Mutex<Vec<u8>>>,
+) {
+    loop {
+        if socket.readable().await.is_err() {
+            return;
+        }
+        let received = {
+            let mut buffer = buffer.lock().unwrap_or_else(PoisonError::into_inner);
+            let count = socket.try_recv(&mut buffer);
+            count.map(|count| Bytes::copy_from_slice(&buffer[..count]))
+        };
+        match received {
+            Ok(data) => {
+                let mut answered = state
+                    .answered
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner);
+                *answered = Instant::now();
+                drop(answered);
+                reply(own, peer, data);
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(_) => {
+                state.refused.store(true, Ordering::Relaxed);
+                return;
+            }
+        }
+    }
+}
+
+fn is_refused(sent: &io::Result<usize>) -> bool {
+    matches!(sent, Err(error) if error.kind() == io::ErrorKind::ConnectionRefused)
+}
+
+/// Opens a socket to the app and sends the first datagram. Loopback tells at once when nothing
+/// listens.
+fn open(port: u16, first: &[u8]) -> io::Result<UdpSocket> {
+    let mut last = io::ErrorKind::ConnectionRefused.into();
+    for loopback in LOOPBACKS {
+        match open_at(SocketAddr::new(loopback, port), first) {
+            Ok(socket) => return Ok(socket),
+            Err(error) => last = error,
+        }
+    }
+    Err(last)
+}
+
+fn open_at(app: SocketAddr, first: &[u8]) -> io::Result<UdpSocket> {
+    let socket = std::net::UdpSocket::bind(SocketAddr::new(app.ip(), 0))?;
+    socket.set_nonblocking(true)?;
+    socket.connect(app)?;
+    if socket.local_addr()? == app {
+        return Err(io::ErrorKind::ConnectionRefused.into());
+    }
+    socket.send(first)?;
+    if let Some(error) = socket.take_error()? {
+        return Err(error);
+    }
+    UdpSocket::from_std(socket)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{IpAddr, Ipv6Addr};
+
+    use tokio::sync::mpsc;
+
+    use super::*;
+
+    type Answers = mpsc::UnboundedReceiver<(SocketAddrV6, SocketAddrV6, Bytes)>;
+
+    #[tokio::test]
+    async fn an_answer_goes_back_to_the_peer_that_asked() {
+        for loopback in LOOPBACKS {
+            let (app, port) = app(loopback).await;
+            let (mut flows, mut answers) = flows();
+            flows.deliver(peer(1), own(port), b"question");
+            let (data, from) = receive(&app).await;
+            assert_eq!(data, b"question");
+            app.send_to(b"answer", from).await.unwrap();
+            let (source, destination, data) = answers.recv().await.unwrap();
+            assert_eq!((source, destination), (own(port), peer(1)));
+            assert_eq!(&data[..], b"answer");
+        }
+    }
+
+    #[tokio::test]
+    async fn each_flow_has_its_own_socket_and_keeps_it() {
+        let (app, port) = app(LOOPBACKS[0]).await;
+        let (mut flows, _answers) = flows();
+        let mut seen = Vec::new();
+        for number in [1, 2, 1] {
+            flows.deliver(peer(number), own(port), b"x");
+            seen.push(receive(&app).await.1);
+        }
+        assert_ne!(seen[0], seen[1]);
+        assert_eq!(seen[0], seen[2]);
+    }
+
+    #[tokio::test]
+    async fn the_largest_datagram_passes_both_ways() {
+        let (app, port) = app(LOOPBACKS[0]).await;
+        let (mut flows, mut answers) = flows();
+        let data = vec![9; 65_507];
+        flows.deliver(peer(1), own(port), &data);
+        let (received, from) = receive(&app).await;
+        assert_eq!(received, data);
+        app.send_to(&received, from).await.unwrap();
+        assert_eq!(answers.recv().await.unwrap().2, data);
+    }
+
+    #[tokio::test]
+    async fn an_app_that_starts_later_is_found_by_the_next_datagram() {
+        let (first, port) = app(LOOPBACKS[0]).await;
+        drop(first);
+        let (mut flows, _answers) = flows();
+        flows.deliver(peer(1), own(port), b"lost");
+        let late = UdpSocket::bind((LOOPBACKS[1], port)).await.unwrap();
+        flows.deliver(peer(1), own(port), b"found");
+        assert_eq!(receive(&late).await.0, b"found");
+    }
+
+    #[tokio::test]
+    async fn an_app_that_moves_to_the_other_family_is_found() {
+        let (first, port) = app(LOOPBACKS[0]).await;
+        let (mut flows, _answers) = flows();
+        flows.deliver(peer(1), own(port), b"here");
+        receive(&first).await;
+        drop(first);
+        let moved = UdpSocket::bind((LOOPBACKS[1], port)).await.unwrap();
+        flows.deliver(peer(1), own(port), b"lost");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        flows.deliver(peer(1), own(port), b"found");
+        assert_eq!(receive(&moved).await.0, b"found");
+    }
+
+    #[tokio::test]
+    async fn a_silent_flow_ends_and_an_answered_one_stays() {
+        let (_app, port) = app(LOOPBACKS[0]).await;
+        let (mut flows, _answers) = flows();
+        flows.deliver(peer(1), own(port), b"x");
+        flows.deliver(peer(2), own(port), b"x");
+        let later = Instant::now() + IDLE;
+        let answered = flows.other.get(&(peer(2), own(port)), Instant::now());
+        *answered.unwrap().state.answered.lock().unwrap() = later;
+        flows.sweep(later + Duration::from_secs(1));
+        assert!(flows.other.get(&(peer(1), own(port)), later).is_none());
+        assert!(flows.other.get(&(peer(2), own(port)), later).is_some());
+    }
+
+    fn flows() -> (Flows, Answers) {
+        let (sender, receiver) = mpsc::unbounded_channel();
+        let reply: Reply = Arc::new(move |source, destination, data| {
+            let _ = sender.send((source, destination, data));
+        });
+        (Flows::new(reply), receiver)
+    }
+
+    async fn app(loopback: IpAddr) -> (UdpSocket, u16) {
+        let socket = UdpSocket::bind((loopback, 0)).await.unwrap();
+        let port = socket.local_addr().unwrap().port();
+        (socket, port)
+    }
+
+    async fn receive(app: &UdpSocket) -> (Vec<u8>, SocketAddr) {
+        let mut buffer = vec![0; LARGEST];
+        let received = tokio::time::timeout(Duration::from_secs(5), app.recv_from(&mut buffer));
+        let (count, from) = received.await.unwrap().unwrap();
+        buffer.truncate(count);
+        (buffer, from)
+    }
+
+    fn peer(number: u16) -> SocketAddrV6 {
+        SocketAddrV6::new(Ipv6Addr::new(0xfd7a, 0, 0, 0, 0, 0, 0, 1), number, 0, 0)
+    }
+
+    fn own(port: u16) -> SocketAddrV6 {
+        SocketAddrV6::new(Ipv6Addr::new(0xfd7a, 0, 0, 0, 0, 0, 0, 2), port, 0, 0)
+    }
+}
