@@ -1,0 +1,501 @@
+//! Every row of the dashboard route's vector files that needs no running server, through the real
+//! code.
+
+use std::collections::BTreeMap;
+use std::fs;
+
+use http::{HeaderMap, HeaderName, HeaderValue, Method};
+use relay_server::apps::access::{self, Access, PathPolicy, ShareLevel, Visitor};
+use relay_server::apps::cors::{self, Behavior};
+use relay_server::apps::forwarded::{Trust, wire_case};
+use relay_server::apps::hostname::{AppHost, HostError, Protocol, change_protocol, port_info};
+use relay_server::apps::identity::{Identity, IdentityError};
+use relay_server::apps::pattern::{Handler, Pattern, PatternError, policy_host, route};
+use relay_server::apps::ports::{self, ListeningPort, ShareError, ShareRequest};
+use relay_server::apps::redirect::{self, Place};
+use relay_server::apps::{cookies, names};
+use serde_json::{Value, json};
+use url::Url;
+
+/// Runs `check` on each row of a file; a row that `check` does not know (`None`) counts as left to
+/// the tests with a running server, whose number must be `elsewhere`.
+fn each_row(file: &str, elsewhere: usize, check: impl Fn(&Value, &Value) -> Option<Value>) {
+    let path = format!(
+        "{}/../../tests/vectors/{file}.json",
+        env!("CARGO_MANIFEST_DIR")
+    );
+    let rows: Vec<Value> = serde_json::from_str(&fs::read_to_string(path).unwrap()).unwrap();
+    let mut left = Vec::new();
+    for row in &rows {
+        let (name, expect) = (row["name"].as_str().unwrap(), &row["expect"]);
+        match check(&row["input"], expect) {
+            Some(found) => assert_eq!(&found, expect, "{file}: {name}"),
+            None => left.push(name),
+        }
+    }
+    assert_eq!(left.len(), elsewhere, "{file}: rows left: {left:#?}");
+    assert!(rows.len() > elsewhere);
+}
+
+fn text<'a>(input: &'a Value, key: &str) -> &'a str {
+    input[key].as_str().unwrap_or_default()
+}
+
+fn protocol(text: &str) -> Protocol {
+    if text == "https" {
+        Protocol::Https
+    } else {
+        Protocol::Http
+    }
+}
+
+fn port_json(port: Option<(u16, Protocol)>) -> Value {
+    port.map_or(
+        Value::Null,
+        |(port, protocol)| json!({"port": port, "protocol": protocol.scheme()}),
+    )
+}
+
+#[test]
+fn app_hostname() {
+    each_row("app_hostname", 0, |input, _| {
+        let slug = text(input, "slug_or_port");
+        Some(match text(input, "op") {
+            "parse" => match text(input, "subdomain").parse::<AppHost>() {
+                Ok(host) => json!({"ok": {
+                    "prefix": host.prefix,
+                    "slug_or_port": host.slug_or_port,
+                    "agent": host.agent,
+                    "workspace": host.workspace,
+                    "user": host.user,
+                    "port_info": port_json(host.port()),
+                }}),
+                Err(HostError::InvalidFormat(_)) => json!({"error": "invalid_format"}),
+                Err(error) => json!({"error": error.to_string()}),
+            },
+            "format" => {
+                let host = AppHost {
+                    prefix: text(input, "prefix").into(),
+                    slug_or_port: slug.into(),
+                    agent: text(input, "agent").into(),
+                    workspace: text(input, "workspace").into(),
+                    user: text(input, "user").into(),
+                };
+                json!({"ok": host.to_string()})
+            }
+            "change_protocol" => json!({"ok": change_protocol(slug, protocol(text(input, "to")))}),
+            "port_info" => match port_info(slug) {
+                None => json!({"not_a_port": true}),
+                port => port_json(port),
+            },
+            op => panic!("{op}"),
+        })
+    });
+}
+
+#[test]
+fn hostname_pattern() {
+    each_row("hostname_pattern", 0, |input, _| {
+        Some(match text(input, "op") {
+            "compile" => match text(input, "pattern").parse::<Pattern>() {
+                Ok(_) => json!({"ok": true}),
+                Err(error) => json!({"error": match error {
+                    PatternError::HasScheme => "has_scheme",
+                    PatternError::EdgePeriod => "edge_period",
+                    PatternError::TooFewLabels => "too_few_labels",
+                    PatternError::NotOneAsterisk => "not_one_asterisk",
+                    PatternError::AsteriskNotFirst => "asterisk_not_first",
+                    PatternError::InvalidLabel => "invalid_label",
+                }}),
+            },
+            "match" => {
+                let pattern: Pattern = text(input, "pattern").parse().unwrap();
+                json!({"match": pattern.capture(text(input, "host"))})
+            }
+            "csp" => json!({"ok": policy_host(text(input, "host"), text(input, "wildcard"))}),
+            "advertised_host" => {
+                let access = Url::parse(text(input, "access_url")).unwrap();
+                let pattern = text(input, "wildcard").parse::<Pattern>().ok();
+                let host = pattern.map(|pattern| pattern.advertised(&access));
+                json!({"ok": host.unwrap_or_default()})
+            }
+            "route" => {
+                let access = Url::parse(text(input, "access_url")).unwrap();
+                let pattern = text(input, "wildcard").parse().ok();
+                json!({"handled_by": match route(text(input, "host"), &access, pattern.as_ref()) {
+                    Handler::Dashboard => "dashboard",
+                    Handler::App(_) => "app",
+                    Handler::NoApp(_) => "error400",
+                    Handler::Logout => "logout",
+                }})
+            }
+            op => panic!("{op}"),
+        })
+    });
+}
+
+#[test]
+fn redirect_sanitize() {
+    each_row("redirect_sanitize", 0, |input, expect| {
+        let path = redirect::safe_path(text(input, "decoded_path"));
+        let mut found = expect.clone();
+        found["location_path"] = json!(path);
+        Some(found)
+    });
+}
+
+#[test]
+fn cookies_strip() {
+    each_row("cookies_strip", 0, |input, _| {
+        Some(match input["wildcard_hostname"].as_str() {
+            Some(wildcard) => {
+                let pattern: Pattern = wildcard.parse().unwrap();
+                json!({
+                    "cookie_name": cookies::subdomain_session(wildcard),
+                    "domain": pattern.cookie_domain(),
+                })
+            }
+            None => json!({"cookie": cookies::without_own(text(input, "cookie"))}),
+        })
+    });
+}
+
+fn header_map(headers: &Value) -> HeaderMap {
+    let mut map = HeaderMap::new();
+    for (name, value) in headers.as_object().into_iter().flatten() {
+        let name: HeaderName = name.parse().unwrap();
+        let lines = match value {
+            Value::Array(lines) => lines.clone(),
+            line => vec![line.clone()],
+        };
+        for line in lines {
+            map.append(
+                &name,
+                HeaderValue::from_str(line.as_str().unwrap()).unwrap(),
+            );
+        }
+    }
+    map
+}
+
+/// The headers with the names as `expect` writes them.
+fn named_like(headers: &HeaderMap, expect: &Value) -> Value {
+    let mut found = BTreeMap::new();
+    for (name, value) in headers {
+        let written = expect
+            .as_object()
+            .into_iter()
+            .flatten()
+            .map(|(name, _)| name);
+        let like = |written: &&String| written.eq_ignore_ascii_case(name.as_str());
+        let name = written
+            .clone()
+            .find(like)
+            .cloned()
+            .unwrap_or_else(|| name.to_string());
+        found.insert(name, value.to_str().unwrap().to_owned());
+    }
+    json!(found)
+}
+
+#[test]
+fn forwarded_headers() {
+    each_row("forwarded_headers", 0, |input, expect| {
+        let list = |key: &str| input[key].as_array().cloned().unwrap_or_default();
+        let trust = Trust {
+            origins: list("trusted_origins")
+                .iter()
+                .map(|n| n.as_str().unwrap().parse().unwrap())
+                .collect(),
+            headers: list("trusted_headers")
+                .iter()
+                .map(|n| n.as_str().unwrap().parse().unwrap())
+                .collect(),
+        };
+        let peer = || text(input, "peer").parse().unwrap();
+        let mut headers = header_map(&input["headers"]);
+        Some(match text(input, "op") {
+            "to_app" => {
+                let tls = input["tls"].as_bool().unwrap();
+                let remote = trust.towards_app(peer(), tls, &mut headers);
+                json!({"remote": remote.to_string(), "headers": named_like(&headers, &expect["headers"])})
+            }
+            "real_ip" => {
+                let headers = header_map(&input["header_lines"]);
+                json!({"remote": trust.client(peer(), &headers).to_string()})
+            }
+            "effective_host" => {
+                headers.insert("host", text(input, "host").parse().unwrap());
+                json!({"host": trust.host(peer(), &headers)})
+            }
+            "filter" => {
+                trust.filter(peer(), &mut headers);
+                json!({"headers": named_like(&headers, &expect["headers"])})
+            }
+            "header_case" => {
+                let sent: Vec<String> = list("headers")
+                    .iter()
+                    .map(|name| wire_case(name.as_str().unwrap()))
+                    .collect();
+                json!({"sent_as": sent})
+            }
+            op => panic!("{op}"),
+        })
+    });
+}
+
+#[test]
+fn names_vectors() {
+    each_row("names", 0, |input, _| {
+        let value = text(input, "value");
+        Some(json!({"valid": match text(input, "kind") {
+            "app_slug" => names::is_slug(value),
+            "agent_name" => names::is_name(value),
+            "user_or_workspace" => names::is_account_name(value),
+            kind => panic!("{kind}"),
+        }}))
+    });
+}
+
+#[test]
+fn cors_vectors() {
+    // The 12 rows of whole requests need an app and a login.
+    each_row("cors", 12, |input, expect| match text(input, "op") {
+        "request" => None,
+        "strip_response" => Some(stripped(input)),
+        _ if input.get("target_host").is_some() => Some(browser(input)),
+        _ => Some(middleware(input, expect)),
+    });
+}
+
+fn stripped(input: &Value) -> Value {
+    let mut headers = HeaderMap::new();
+    for pair in input["app_response_headers"].as_array().unwrap() {
+        let name: HeaderName = pair[0].as_str().unwrap().parse().unwrap();
+        headers.append(name, pair[1].as_str().unwrap().parse().unwrap());
+    }
+    cors::strip(&mut headers);
+    let kept: Vec<[String; 2]> = headers
+        .iter()
+        .map(|(name, value)| [wire_case(name.as_str()), value.to_str().unwrap().to_owned()])
+        .collect();
+    let pattern = "*.example.com".parse().unwrap();
+    let added = cors::actual(&HeaderMap::new(), &pattern, "alice");
+    json!({"forwarded_headers": kept, "plus_proxy_vary": vary(&added)})
+}
+
+fn vary(headers: &HeaderMap) -> Vec<&str> {
+    headers
+        .get_all("vary")
+        .iter()
+        .map(|value| value.to_str().unwrap())
+        .collect()
+}
+
+fn middleware(input: &Value, expect: &Value) -> Value {
+    let pattern: Pattern = text(input, "wildcard").parse().unwrap();
+    let headers = header_map(&input["headers"]);
+    let method: Method = text(input, "method").parse().unwrap();
+    let user = text(input, "target_user");
+    assert_eq!(text(input, "behavior"), Behavior::Simple.as_str());
+    let (by, answer) = match cors::is_preflight(&method, &headers) {
+        true => ("proxy", cors::preflight(&headers, &pattern, user)),
+        false => ("app", cors::actual(&headers, &pattern, user)),
+    };
+    let mut found = json!({"answered_by": by, "vary": vary(&answer)});
+    if by == "proxy" {
+        found["status"] = json!(200);
+    }
+    for (name, value) in &answer {
+        if name != "vary" {
+            found[name.as_str()] = json!(value.to_str().unwrap());
+        }
+    }
+    if let Some(note) = expect.get("note") {
+        found["note"] = note.clone();
+    }
+    found
+}
+
+fn browser(input: &Value) -> Value {
+    let pattern: Pattern = text(input, "wildcard").parse().unwrap();
+    let origin = text(input, "origin");
+    let headers = header_map(&json!({ "Origin": origin }));
+    let answer = cors::actual(&headers, &pattern, text(input, "target_user"));
+    let same_origin = origin == format!("https://{}", text(input, "target_host"));
+    let allow = answer
+        .get("access-control-allow-origin")
+        .map(|v| v.to_str().unwrap());
+    json!({
+        "allowed": allow.is_some(),
+        "same_origin": same_origin,
+        "needs_credentials_include": allow.is_some() && !same_origin,
+        "allow_origin_header": allow,
+    })
+}
+
+#[test]
+fn auth_flow() {
+    // The steps of a login need a running server.
+    each_row("auth_flow", 9, |input, expect| match text(input, "op") {
+        "redirect_uri" => Some(redirect_uri(input)),
+        "token_matches" => {
+            let identity = |key: &str| serde_json::from_value::<Identity>(input[key].clone());
+            let (request, token) = (identity("request").unwrap(), identity("token").unwrap());
+            Some(json!({"match": token.serves(&request)}))
+        }
+        "check_request" => {
+            let identity = Identity {
+                access_method: text(input, "access_method").into(),
+                base_path: text(input, "base_path").into(),
+                app_prefix: text(input, "app_prefix").into(),
+                username_or_id: text(input, "username_or_id").into(),
+                app_slug_or_port: text(input, "app_slug_or_port").into(),
+                ..Identity::default()
+            };
+            let identity = identity.with_workspace_and_agent(text(input, "workspace_and_agent"));
+            Some(match identity.check() {
+                Ok(()) => json!({"ok": true}),
+                Err(error) => json!({"error": match error {
+                    IdentityError::AccessMethod => "invalid_access_method",
+                    IdentityError::Username => "username_required",
+                    IdentityError::Me => "me_not_allowed",
+                    IdentityError::Workspace => "workspace_required",
+                    IdentityError::Slug => "slug_required",
+                    _ => expect["error"].as_str().unwrap_or("another"),
+                }}),
+            })
+        }
+        _ => None,
+    });
+}
+
+fn redirect_uri(input: &Value) -> Value {
+    let place = |url: &str, wildcard: &str, serves_paths| Place {
+        url: Url::parse(text(input, url)).unwrap(),
+        wildcard: text(input, wildcard).parse().ok(),
+        serves_paths,
+    };
+    let places = [
+        place("proxy_url", "proxy_wildcard", true),
+        place("access_url", "wildcard", false),
+    ];
+    match redirect::target(input["redirect_uri"].as_str(), &places) {
+        Ok(url) => {
+            let url = url.to_string();
+            let bare = url
+                .strip_suffix('/')
+                .filter(|_| !text(input, "redirect_uri").ends_with('/'));
+            json!({"status": 303, "location_before_adding_key": bare.unwrap_or(&url)})
+        }
+        Err(_) => json!({"status": 400}),
+    }
+}
+
+#[test]
+fn app_access() {
+    // Rows without a kind of access, a level and a visitor need an app, an agent or a port.
+    each_row("app_access", 13, |input, expect| {
+        let share: ShareLevel = text(input, "share").parse().ok()?;
+        let method = match text(input, "access") {
+            "path" => access::Method::Path,
+            "subdomain" => access::Method::Subdomain,
+            _ => return None,
+        };
+        let flag = |key: &str| input[key].as_bool().unwrap_or(false);
+        let policy = PathPolicy {
+            allow_sharing: flag("allow_path_app_sharing"),
+            allow_site_admin: flag("allow_path_app_site_owner_access"),
+        };
+        let who = text(input, "who");
+        let visitor = Visitor {
+            authenticated: who != "anonymous",
+            owner: who == "owner",
+            site_admin: who == "site_owner",
+            member: who == "member_of_workspace_org",
+        };
+        let mut found = match access::decide(method, share, visitor, policy) {
+            Access::Granted => json!({"status": 200}),
+            Access::Hidden => json!({"status": 404}),
+            Access::Login => json!({"status": 303}),
+        };
+        if found["status"] == 303 && expect.get("location_path").is_some() {
+            found["location_path"] = json!(match method {
+                access::Method::Path => "/login",
+                access::Method::Subdomain => "/api/v2/applications/auth-redirect",
+            });
+        }
+        Some(found)
+    });
+}
+
+#[test]
+fn port_share_api() {
+    // Listing and deleting need the store.
+    each_row("port_share_api", 2, |input, expect| {
+        if let Some(maximum) = input["new_max"].as_str() {
+            let maximum = maximum.parse().unwrap();
+            let after: Vec<&str> = input["shares"]
+                .as_array()?
+                .iter()
+                .map(|share| share.as_str().unwrap().parse().unwrap())
+                .filter_map(|level| ports::after_lowering(level, maximum))
+                .map(ShareLevel::as_str)
+                .collect();
+            return Some(json!({"shares_after": after}));
+        }
+        if input["method"] != "POST" {
+            return None;
+        }
+        let request: ShareRequest = serde_json::from_value(input["body"].clone()).unwrap();
+        let maximum = text(input, "template_max").parse().unwrap();
+        let exists = input["agent_exists"].as_bool().unwrap();
+        Some(match request.check(maximum, |_| exists) {
+            Ok(share) => {
+                let mut found = expect.clone();
+                found["body"] = json!({
+                    "agent_name": share.agent_name,
+                    "port": share.port,
+                    "share_level": share.level.as_str(),
+                    "protocol": share.protocol.scheme(),
+                    "workspace_id": "<uuid>",
+                });
+                found["status"] = json!(200);
+                found
+            }
+            Err(error) => json!({"status": 400, "error": match error {
+                ShareError::Level(_) => "level_not_allowed",
+                ShareError::Port(_) => "port_range",
+                ShareError::Protocol(_) => "protocol_not_allowed",
+                ShareError::AboveMaximum { .. } => "above_max_level",
+                ShareError::NoAgent(_) => "agent_not_found",
+            }}),
+        })
+    });
+}
+
+#[test]
+fn listening_ports() {
+    // Reading procfs is the agent's.
+    each_row("listening_ports", 2, |input, _| {
+        if let Some(port) = input["port"].as_i64() {
+            return Some(json!({"allowed": ports::allowed(port).is_some()}));
+        }
+        let listening = input["listening"].as_array()?;
+        let listening = listening
+            .iter()
+            .map(|found| ListeningPort {
+                process_name: text(found, "process_name").into(),
+                network: "tcp".into(),
+                port: u16::try_from(found["port"].as_u64().unwrap()).unwrap(),
+            })
+            .collect();
+        let urls: Vec<String> = input["coder_app_urls"]
+            .as_array()?
+            .iter()
+            .map(|url| url.as_str().unwrap().to_owned())
+            .collect();
+        let ports = ports::shown(listening, &urls);
+        Some(json!({ "ports": ports }))
+    });
+}
