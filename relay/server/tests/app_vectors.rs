@@ -13,6 +13,7 @@ use relay_server::apps::identity::{Identity, IdentityError};
 use relay_server::apps::pattern::{Handler, Pattern, PatternError, policy_host, route};
 use relay_server::apps::ports::{self, ListeningPort, ShareError, ShareRequest};
 use relay_server::apps::redirect::{self, Place};
+use relay_server::apps::stats::{Collector, Subject};
 use relay_server::apps::{cookies, names};
 use serde_json::{Value, json};
 use url::Url;
@@ -497,5 +498,37 @@ fn listening_ports() {
             .collect();
         let ports = ports::shown(listening, &urls);
         Some(json!({ "ports": ports }))
+    });
+}
+
+#[test]
+fn app_stats() {
+    each_row("app_stats", 0, |input, _| {
+        let mut collector = Collector::default();
+        for session in input["sessions"].as_array()? {
+            let subject = Subject {
+                user: "alice".into(),
+                agent: "main".into(),
+                access: text(session, "access").into(),
+                app: text(session, "id").into(),
+            };
+            let id = collector.begin(subject, session["start_s"].as_u64()?);
+            if let Some(end) = session["end_s"].as_u64() {
+                collector.end(id, end);
+            }
+        }
+        let every = input["flush_every_s"].as_u64()?;
+        let reports: Vec<Value> = (1..=input["flushes"].as_u64()?)
+            .flat_map(|flush| collector.flush(flush * every))
+            .map(|usage| {
+                json!({
+                    "id": usage.subject.app,
+                    "start_s": usage.start,
+                    "end_s": usage.end,
+                    "requests": usage.requests,
+                })
+            })
+            .collect();
+        Some(json!({ "reports": reports }))
     });
 }

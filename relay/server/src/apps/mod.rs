@@ -12,3 +12,4 @@ pub mod names;
 pub mod pattern;
 pub mod ports;
 pub mod redirect;
+pub mod stats;
