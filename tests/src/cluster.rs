@@ -64,6 +64,8 @@ pub struct Cluster {
     pub agent_tokens: Vec<String>,
     /// The user's session token.
     pub session: String,
+    /// The network that joins the three.
+    pub lab: Lab,
     options: Options,
     home: TempDir,
     _alone: MutexGuard<'static, ()>,
@@ -93,6 +95,7 @@ impl Cluster {
             agents: Vec::new(),
             agent_tokens: Vec::new(),
             session: String::new(),
+            lab,
             options,
             home,
             _alone: guard,

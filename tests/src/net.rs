@@ -4,7 +4,7 @@
 //! even a killed test leaves nothing behind.
 
 use std::fs::File;
-use std::io;
+use std::io::{self, Read};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
@@ -13,6 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use nix::sched::{CloneFlags, setns, unshare};
+use socket2::{Domain, Socket, Type};
 
 use crate::needs::program;
 
@@ -105,6 +106,22 @@ impl Lab {
         Lab { switch, hosts: 0 }
     }
 
+    /// Everything that passes between the hosts from now on.
+    ///
+    /// # Panics
+    /// Without the right to open a packet socket.
+    pub fn tap(&self) -> Tap {
+        const EVERY_PROTOCOL: u16 = 3;
+        let socket = self.switch.enter(|| {
+            let protocol = i32::from(EVERY_PROTOCOL.to_be()).into();
+            Socket::new(Domain::PACKET, Type::RAW, Some(protocol)).expect("packet socket")
+        });
+        // More than a test sends; what does not fit is not seen.
+        let _ = socket.set_recv_buffer_size(64 << 20);
+        socket.set_nonblocking(true).expect("non-blocking");
+        Tap(socket)
+    }
+
     /// Adds a host, with one address of each family.
     pub fn host(&mut self, name: &str) -> Host {
         self.hosts += 1;
@@ -134,6 +151,23 @@ impl Lab {
 impl Default for Lab {
     fn default() -> Self {
         Lab::new()
+    }
+}
+
+/// A wire tap on the switch.
+pub struct Tap(Socket);
+
+impl Tap {
+    /// Reads what passed so far; says how many bytes that was, and whether `text` was among them.
+    pub fn saw(&mut self, text: &[u8]) -> (usize, bool) {
+        let (mut buffer, mut bytes, mut found) = (vec![0; 65_536], 0, false);
+        while let Ok(count) = self.0.read(&mut buffer) {
+            bytes += count;
+            found |= buffer[..count]
+                .windows(text.len())
+                .any(|window| window == text);
+        }
+        (bytes, found)
     }
 }
 
