@@ -13,3 +13,4 @@ pub mod pattern;
 pub mod ports;
 pub mod redirect;
 pub mod stats;
+pub mod token;
