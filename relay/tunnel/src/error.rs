@@ -23,6 +23,12 @@ pub enum Error {
         /// What the system said.
         source: io::Error,
     },
+    /// The machine does not let relay use the kernel's TCP.
+    #[error("no kernel stack: {reason}")]
+    KernelStack {
+        /// What is missing and what to do about it.
+        reason: String,
+    },
     /// A stack that is named but does not exist yet.
     #[error("--stack user is not built yet; use --stack auto or --stack kernel")]
     UserStack,

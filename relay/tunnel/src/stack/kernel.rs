@@ -1,77 +1,328 @@
 //! The stream side of the stack: connections out of and into the namespace.
 
 use std::io;
-use std::net::{Ipv6Addr, SocketAddrV6};
+use std::net::{Ipv6Addr, SocketAddr, SocketAddrV6};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
-use tokio::net::TcpStream;
-use tokio::sync::mpsc;
+use nix::sys::socket::{setsockopt, sockopt};
+use socket2::{SockRef, Socket};
+use tokio::net::{TcpSocket, TcpStream};
+use tokio::sync::{mpsc, oneshot};
 
+use super::accept::{Accepts, OnReset, OnSyn, PAIR_TIMEOUT, Ticket};
+use super::helper::{Helper, Place};
+use super::listeners::Listeners;
+use super::mtu::PeerMtus;
+use super::packet::{ACK, FIN, Flow, Parsed, RST, SYN, address, parse, reset_for};
 use super::{Injection, NetHelper, StackOptions, Tun, Verdict};
 use crate::Error;
 
+/// Wanted connections the application has not looked at yet.
+const INCOMING_QUEUE: usize = 4096;
+
 /// A handle to the kernel's TCP in the namespace.
 #[derive(Debug, Clone)]
-pub struct KernelStack {}
+pub struct KernelStack {
+    shared: Arc<Shared>,
+}
+
+/// What the handles, the device and the listeners have in common.
+#[derive(Debug)]
+pub(super) struct Shared {
+    pub(super) helper: Helper,
+    pub(super) addresses: Vec<Ipv6Addr>,
+    pub(super) accepts: Mutex<Accepts<oneshot::Sender<TcpStream>>>,
+    pub(super) mtus: PeerMtus,
+    listeners: Listeners,
+    incoming: Mutex<Option<mpsc::Sender<Incoming>>>,
+    injections: Mutex<Injections>,
+}
+
+#[derive(Debug)]
+struct Injections {
+    sender: mpsc::UnboundedSender<Injection>,
+    receiver: Option<mpsc::UnboundedReceiver<Injection>>,
+}
+
+impl Injections {
+    fn new() -> Self {
+        let (sender, receiver) = mpsc::unbounded_channel();
+        Self {
+            sender,
+            receiver: Some(receiver),
+        }
+    }
+}
+
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 pub(super) fn start(
-    _helper: NetHelper,
-    _addresses: &[Ipv6Addr],
-    _options: StackOptions,
+    helper: NetHelper,
+    addresses: &[Ipv6Addr],
+    options: StackOptions,
 ) -> Result<(Tun, KernelStack), Error> {
-    Ok((Tun {}, KernelStack {}))
+    let (helper, ready) = Helper::set_up(helper, addresses, options)?;
+    if ready.place == Place::OwnNamespace {
+        return Err(Error::KernelStack {
+            reason: "a network namespace was refused: allow user namespaces or run relay as root"
+                .into(),
+        });
+    }
+    let shared = Arc::new(Shared {
+        helper,
+        addresses: addresses.to_vec(),
+        accepts: Mutex::default(),
+        mtus: PeerMtus::default(),
+        listeners: Listeners::default(),
+        incoming: Mutex::default(),
+        injections: Mutex::new(Injections::new()),
+    });
+    let tun = Tun::new(
+        ready.device,
+        Arc::clone(&shared),
+        ready.tcp_offload,
+        ready.udp_offload,
+    )
+    .map_err(|source| Error::System {
+        what: "watching the TUN device",
+        source,
+    })?;
+    Ok((tun, KernelStack { shared }))
 }
 
 impl KernelStack {
     /// Opens a stream through the tunnel from one of the stack's own addresses.
-    pub async fn connect(&self, _source: Ipv6Addr, _remote: SocketAddrV6) -> io::Result<TcpStream> {
-        Err(io::ErrorKind::Unsupported.into())
+    pub async fn connect(&self, source: Ipv6Addr, remote: SocketAddrV6) -> io::Result<TcpStream> {
+        let socket = Socket::from(self.shared.helper.socket()?);
+        // The port is chosen when both ends are known, so that it may serve several remotes.
+        setsockopt(&socket, sockopt::IpBindAddressNoPort, &true)?;
+        socket.bind(&SocketAddr::from((source, 0)).into())?;
+        let socket = TcpSocket::from_std_stream(socket.into());
+        socket.connect(remote.into()).await
     }
 
     /// Decides about a packet from a peer before it is written to the TUN device. The caller has
     /// checked that the source address belongs to the peer.
-    pub fn inspect(&self, _packet: &[u8]) -> Verdict {
-        Verdict::Pass
+    pub fn inspect(&self, packet: &[u8]) -> Verdict {
+        let parsed = parse(packet);
+        if parsed == Parsed::Malformed || !self.shared.addresses.contains(&address(packet, 24)) {
+            return Verdict::Drop;
+        }
+        match parsed {
+            Parsed::Tcp { flow, flags, .. } => self.shared.inspect_tcp(flow, flags, packet),
+            Parsed::Other => Verdict::Pass,
+            // TCP never sends fragments, and a piece cannot be judged.
+            Parsed::TcpFragment | Parsed::Malformed => Verdict::Drop,
+        }
     }
 
     /// Turns accept on demand on and returns where wanted connections arrive. Until it is called,
     /// and once the receiver is gone, every connection is refused.
     pub fn incoming(&self) -> mpsc::Receiver<Incoming> {
-        mpsc::channel(1).1
+        let (sender, receiver) = mpsc::channel(INCOMING_QUEUE);
+        *lock(&self.shared.incoming) = Some(sender);
+        receiver
     }
 
     /// Where packets appear that the stack wants written later. The latest receiver gets them.
     pub fn injections(&self) -> mpsc::UnboundedReceiver<Injection> {
-        mpsc::unbounded_channel().1
+        let mut injections = lock(&self.shared.injections);
+        loop {
+            if let Some(receiver) = injections.receiver.take() {
+                return receiver;
+            }
+            *injections = Injections::new();
+        }
     }
 
     /// Sets the largest packet that reaches this peer; streams that are open follow at once.
-    pub fn set_peer_mtu(&self, _peer: Ipv6Addr, _mtu: u16) {}
+    pub fn set_peer_mtu(&self, peer: Ipv6Addr, mtu: u16) {
+        if self.shared.mtus.set(peer, mtu) {
+            let mtu = self.shared.mtus.get(peer);
+            if let Err(error) = self.shared.helper.set_route(peer, mtu) {
+                tracing::warn!("the packet size of a peer stays as it is: {error}");
+            }
+        }
+    }
 
-    /// Forgets what is known about this peer.
-    pub fn remove_peer(&self, _peer: Ipv6Addr) {}
+    /// Forgets what is known about this peer; connections that still wait for the application end.
+    pub fn remove_peer(&self, peer: Ipv6Addr) {
+        lock(&self.shared.accepts).remove_peer(peer);
+        if self.shared.mtus.remove(peer)
+            && let Err(error) = self.shared.helper.remove_route(peer)
+        {
+            tracing::debug!("the route of a peer stays: {error}");
+        }
+    }
+}
+
+impl Shared {
+    pub(super) fn listeners(&self) -> &Listeners {
+        &self.listeners
+    }
+
+    pub(super) fn inject(&self, injection: Injection) {
+        // Without a receiver nothing moves packets any more.
+        let _ = lock(&self.injections).sender.send(injection);
+    }
+
+    fn inspect_tcp(self: &Arc<Self>, flow: Flow, flags: u8, packet: &[u8]) -> Verdict {
+        if flags & RST != 0 {
+            return match lock(&self.accepts).reset(flow) {
+                OnReset::Swallow => Verdict::Drop,
+                OnReset::Pass => Verdict::Pass,
+            };
+        }
+        if flags & (SYN | ACK) == SYN {
+            return if flags & FIN != 0 {
+                Verdict::Drop
+            } else {
+                self.inspect_syn(flow, packet)
+            };
+        }
+        if flags & FIN != 0 {
+            lock(&self.accepts).finished(flow);
+        }
+        Verdict::Pass
+    }
+
+    fn inspect_syn(self: &Arc<Self>, flow: Flow, packet: &[u8]) -> Verdict {
+        let refused = || reset_for(packet).map_or(Verdict::Drop, Verdict::Answer);
+        let Some(sender) = lock(&self.incoming).clone() else {
+            return refused();
+        };
+        let listening = self.listeners.has(flow.destination_port);
+        let ticket = match lock(&self.accepts).syn(flow, packet, listening) {
+            OnSyn::Pass => return Verdict::Pass,
+            OnSyn::Held => return Verdict::Held,
+            OnSyn::Drop => return Verdict::Drop,
+            OnSyn::Dial(ticket) => ticket,
+        };
+        let incoming = Incoming::new(self, flow, Offer::Held(ticket));
+        let (mut incoming, verdict) = match sender.try_send(incoming) {
+            Ok(()) => return Verdict::Held,
+            // The peer repeats it.
+            Err(mpsc::error::TrySendError::Full(incoming)) => (incoming, Verdict::Drop),
+            Err(mpsc::error::TrySendError::Closed(incoming)) => (incoming, refused()),
+        };
+        incoming.offer = Offer::Decided;
+        lock(&self.accepts).give_up(flow, ticket);
+        verdict
+    }
+
+    /// A connection came out of a listener: it belongs to whoever was dialled for it.
+    pub(super) fn accepted(self: &Arc<Self>, flow: Flow, stream: TcpStream) {
+        let stream = match lock(&self.accepts).accepted(flow) {
+            Some(pair) => match pair.send(stream) {
+                Ok(()) => return,
+                Err(stream) => return abort(stream),
+            },
+            None => stream,
+        };
+        // Nobody was: an old SYN opened it, or the peer was faster than its own reset.
+        if stream.peer_addr().is_err() {
+            return;
+        }
+        let incoming = Incoming::new(self, flow, Offer::Open(stream));
+        // Refused by being dropped when there is nobody to ask.
+        if let Some(sender) = lock(&self.incoming).clone() {
+            drop(sender.try_send(incoming));
+        }
+    }
+}
+
+/// Closes a stream so that the peer sees a reset.
+fn abort(stream: TcpStream) {
+    let _ = SockRef::from(&stream).set_linger(Some(Duration::ZERO));
 }
 
 /// A connection that a peer wants, kept waiting until the application has been dialled. Dropping
 /// it refuses the connection.
 #[derive(Debug)]
-pub struct Incoming {}
+pub struct Incoming {
+    shared: Arc<Shared>,
+    flow: Flow,
+    offer: Offer,
+}
+
+#[derive(Debug)]
+enum Offer {
+    /// The SYN waits.
+    Held(Ticket),
+    /// The kernel has accepted it already.
+    Open(TcpStream),
+    Decided,
+}
 
 impl Incoming {
+    fn new(shared: &Arc<Shared>, flow: Flow, offer: Offer) -> Self {
+        Self {
+            shared: Arc::clone(shared),
+            flow,
+            offer,
+        }
+    }
+
     /// The peer's address and port.
     pub fn source(&self) -> SocketAddrV6 {
-        SocketAddrV6::new(Ipv6Addr::UNSPECIFIED, 0, 0, 0)
+        SocketAddrV6::new(self.flow.source, self.flow.source_port, 0, 0)
     }
 
     /// The port the peer wants.
     pub fn port(&self) -> u16 {
-        0
+        self.flow.destination_port
     }
 
-    /// Lets the connection happen and returns its stream once the handshake is done.
-    pub async fn accept(self) -> io::Result<TcpStream> {
-        Err(io::ErrorKind::Unsupported.into())
+    /// Lets the connection happen and returns its stream once the handshake is done. Fails when
+    /// the peer has given up meanwhile, at once or after 20 seconds of silence.
+    pub async fn accept(mut self) -> io::Result<TcpStream> {
+        let ticket = match std::mem::replace(&mut self.offer, Offer::Decided) {
+            Offer::Open(stream) => return Ok(stream),
+            Offer::Held(ticket) => ticket,
+            Offer::Decided => return Err(io::ErrorKind::ConnectionReset.into()),
+        };
+        self.offer = Offer::Held(ticket);
+        let shared = Arc::clone(&self.shared);
+        shared
+            .listeners
+            .ensure(&shared, self.flow.destination_port)?;
+        let (pair, stream) = oneshot::channel();
+        let syn = lock(&shared.accepts).release(self.flow, ticket, pair, Instant::now());
+        let syn = syn.ok_or(io::ErrorKind::ConnectionReset)?;
+        shared.inject(Injection::ToTun(syn));
+        match tokio::time::timeout(PAIR_TIMEOUT, stream).await {
+            Ok(Ok(stream)) => {
+                self.offer = Offer::Decided;
+                Ok(stream)
+            }
+            Ok(Err(_)) => Err(io::ErrorKind::ConnectionReset.into()),
+            Err(_) => {
+                drop(lock(&shared.accepts).expire(Instant::now()));
+                Err(io::ErrorKind::TimedOut.into())
+            }
+        }
     }
 
     /// Answers the peer that nothing listens on the port.
-    pub fn refuse(self) {}
+    pub fn refuse(self) {
+        drop(self);
+    }
+}
+
+impl Drop for Incoming {
+    fn drop(&mut self) {
+        match std::mem::replace(&mut self.offer, Offer::Decided) {
+            Offer::Held(ticket) => {
+                let syn = lock(&self.shared.accepts).give_up(self.flow, ticket);
+                if let Some(reset) = syn.as_deref().and_then(reset_for) {
+                    self.shared.inject(Injection::ToPeer(reset));
+                }
+            }
+            Offer::Open(stream) => abort(stream),
+            Offer::Decided => {}
+        }
+    }
 }

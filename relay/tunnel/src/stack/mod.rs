@@ -2,13 +2,21 @@
 //! namespace. This module holds what callers name; who the peers are and how packets travel
 //! between them lives elsewhere.
 
+mod accept;
+mod coalesce;
 mod helper;
 mod kernel;
+mod listeners;
+mod mtu;
+mod packet;
+mod segment;
 mod tun;
 
 use std::net::Ipv6Addr;
 
 pub use helper::NetHelper;
+#[doc(hidden)]
+pub use helper::Step;
 pub use kernel::{Incoming, KernelStack};
 pub use tun::Tun;
 

@@ -1,25 +1,161 @@
 //! The packet side of the stack: reads from and writes to the TUN device in batches.
 
-use std::io;
+use std::io::{self, IoSlice};
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use rustix::io::Errno;
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+
+use super::coalesce::Train;
+use super::kernel::Shared;
+use super::packet::{self, IPV6_HEADER, MIN_MTU};
+use super::segment::{VNET_HEADER, VnetHeader, cut};
+use super::{Injection, Offloads};
+
+/// The largest packet of the device, and its note.
+const BUFFER: usize = VNET_HEADER + 65_535 + IPV6_HEADER;
 
 /// The TUN device. It belongs to the one loop that moves packets.
 #[derive(Debug)]
-pub struct Tun {}
+pub struct Tun {
+    device: AsyncFd<OwnedFd>,
+    buffer: Vec<u8>,
+    shared: Arc<Shared>,
+    merge_tcp: bool,
+    merge_udp: bool,
+}
 
 impl Tun {
+    pub(super) fn new(
+        device: OwnedFd,
+        shared: Arc<Shared>,
+        merge_tcp: bool,
+        merge_udp: bool,
+    ) -> io::Result<Self> {
+        // SAFETY: an `OwnedFd` stays open and the same until it is dropped, which the `AsyncFd`
+        // that owns it does last.
+        let device = unsafe { AsyncFd::register_with_interest(device, Interest::READABLE) }?;
+        Ok(Self {
+            device,
+            buffer: vec![0; BUFFER],
+            shared,
+            merge_tcp,
+            merge_udp,
+        })
+    }
+
+    /// The offloads that the kernel granted, those of the UDP socket as they were asked for.
+    pub fn offloads(&self, wanted: Offloads) -> Offloads {
+        Offloads {
+            tun_tcp: self.merge_tcp,
+            tun_udp: self.merge_udp,
+            ..wanted
+        }
+    }
+
     /// Waits until a packet can be read.
     pub async fn readable(&self) -> io::Result<()> {
-        std::future::pending().await
+        // Whether it stays readable is for `try_read` to find out.
+        self.device.readable().await?.retain_ready();
+        Ok(())
     }
 
     /// One read of the device: gives one packet, or each packet a super-packet is cut into, to
     /// `each` and returns their number. `WouldBlock` when there is nothing left.
-    pub fn try_read(&mut self, _each: &mut dyn FnMut(&[u8])) -> io::Result<usize> {
-        Err(io::ErrorKind::WouldBlock.into())
+    pub fn try_read(&mut self, each: &mut dyn FnMut(&[u8])) -> io::Result<usize> {
+        let buffer = &mut self.buffer;
+        let length = self.device.try_io(Interest::READABLE, |device| {
+            Ok(rustix::io::retry_on_intr(|| {
+                rustix::io::read(device, &mut buffer[..])
+            })?)
+        })?;
+        let Some((note, packet)) = self.buffer[..length].split_first_chunk_mut() else {
+            return Ok(0);
+        };
+        let note = VnetHeader::from_bytes(*note);
+        if packet.len() < IPV6_HEADER || packet[0] >> 4 != 6 {
+            return Ok(0);
+        }
+        let largest = note.largest(packet.len());
+        if largest > MIN_MTU {
+            let mtu = self.shared.mtus.get(packet::address(packet, 24));
+            if largest > usize::from(mtu) {
+                let answer = packet::too_big_for(packet, mtu);
+                self.shared.inject(Injection::ToTun(answer));
+                return Ok(0);
+            }
+        }
+        Ok(cut(packet, note, each))
     }
 
-    /// Gives packets to the kernel, neighbours of one flow as one super-packet.
-    pub fn write_batch(&mut self, _packets: &[&[u8]]) -> io::Result<()> {
+    /// Gives packets to the kernel, neighbours of one flow as one super-packet. Packets the kernel
+    /// does not take are lost, as on any network.
+    pub fn write_batch(&mut self, packets: &[&[u8]]) -> io::Result<()> {
+        let mut rest = packets;
+        while !rest.is_empty() {
+            let train = Train::find(rest, self.merge_tcp, self.merge_udp);
+            let (now, later) = rest.split_at(train.packets);
+            if let [packet] = now {
+                self.write_one(packet)?;
+            } else if !self.write_train(&train, now)? {
+                for packet in now {
+                    self.write_one(packet)?;
+                }
+            }
+            rest = later;
+        }
         Ok(())
+    }
+
+    fn write_one(&self, packet: &[u8]) -> io::Result<()> {
+        let note = [0; VNET_HEADER];
+        let pieces = [IoSlice::new(&note), IoSlice::new(packet)];
+        match self.write(&pieces) {
+            // Only the packet itself can be the reason.
+            Err(Errno::INVAL) => Ok(()),
+            outcome => Ok(outcome?),
+        }
+    }
+
+    /// Whether the kernel takes super-packets.
+    fn write_train(&mut self, train: &Train, packets: &[&[u8]]) -> io::Result<bool> {
+        let mut pieces = Vec::with_capacity(1 + packets.len());
+        pieces.push(IoSlice::new(train.start()));
+        pieces.extend(
+            packets
+                .iter()
+                .map(|packet| IoSlice::new(&packet[train.headers..])),
+        );
+        match self.write(&pieces) {
+            Err(Errno::INVAL) => {
+                let udp = packets[0][6] == packet::UDP;
+                let merging = if udp {
+                    &mut self.merge_udp
+                } else {
+                    &mut self.merge_tcp
+                };
+                *merging = false;
+                tracing::warn!(
+                    "the kernel refuses {} super-packets on the TUN device; every packet is \
+                     written by itself from now on",
+                    if udp { "UDP" } else { "TCP" }
+                );
+                Ok(false)
+            }
+            outcome => {
+                outcome?;
+                Ok(true)
+            }
+        }
+    }
+
+    fn write(&self, pieces: &[IoSlice<'_>]) -> Result<(), Errno> {
+        match rustix::io::retry_on_intr(|| rustix::io::writev(self.device.get_ref(), pieces)) {
+            // A full queue drops.
+            Ok(_) | Err(Errno::AGAIN | Errno::NOBUFS) => Ok(()),
+            Err(errno) => Err(errno),
+        }
     }
 }

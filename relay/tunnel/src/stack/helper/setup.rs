@@ -1,0 +1,232 @@
+//! The set-up inside the helper: namespaces, device, addresses, routes and the settings of the
+//! namespace's TCP.
+
+use std::fs;
+use std::net::Ipv6Addr;
+use std::os::fd::OwnedFd;
+
+use rustix::io::Errno;
+
+use super::device;
+use super::netlink::{Netlink, Route};
+use super::protocol::{Place, Setup, Step};
+use super::reason::{Hints, reason};
+
+/// The addresses of agents and clients, and of services, as Coder assigns them.
+const PREFIXES: [(Ipv6Addr, u8); 2] = [
+    (Ipv6Addr::new(0xfd7a, 0x115c, 0xa1e0, 0, 0, 0, 0, 0), 48),
+    (Ipv6Addr::new(0xfd60, 0x627a, 0xa42b, 0, 0, 0, 0, 0), 48),
+];
+/// What every path carries.
+const PROVEN_MTU: u16 = 1280;
+/// A super-packet of this size fits one UDP send together with what WireGuard adds, whatever the
+/// size of its segments.
+const GSO_MAX_SIZE: u32 = 59_840;
+const QUEUE: u32 = 4096;
+const LOOPBACK_INDEX: u32 = 1;
+
+/// The outcome: the device, and what is needed to change its routes later.
+pub(super) struct Interface {
+    pub(super) place: Place,
+    pub(super) netlink: Netlink,
+    pub(super) index: u32,
+    pub(super) largest: u16,
+    pub(super) tcp_offload: bool,
+    pub(super) udp_offload: bool,
+    pub(super) notes: Vec<String>,
+}
+
+/// Why there is no device.
+pub(super) struct Failure {
+    pub(super) errno: Errno,
+    pub(super) reason: String,
+}
+
+pub(super) fn run(setup: &Setup) -> Result<(OwnedFd, Interface), Failure> {
+    let hints = Hints::read();
+    let fail = |step| {
+        move |errno| Failure {
+            errno,
+            reason: reason(step, errno, hints),
+        }
+    };
+    let refused = enter_namespace(setup).err();
+    let device = open_device(setup).map_err(fail(Step::OpenDevice))?;
+    let (place, pattern) = match refused {
+        None => (Place::PrivateNamespace, "relay0"),
+        Some(_) => (Place::OwnNamespace, "relay%d"),
+    };
+    let made = setup
+        .faults
+        .check(Step::MakeInterface)
+        .and_then(|()| device::make_interface(&device, pattern));
+    let name = match (made, refused) {
+        (Ok(name), _) => name,
+        // Without a namespace nobody expects the device to be allowed: the namespace is what is
+        // missing.
+        (Err(Errno::PERM), Some(errno)) => return Err(fail(Step::UserNamespace)(errno)),
+        (Err(errno), _) => return Err(fail(Step::MakeInterface)(errno)),
+    };
+    let mut notes = Vec::new();
+    if place == Place::PrivateNamespace {
+        if let Err(errno) = device::set_persistent(&device) {
+            notes.push(format!("the TUN device is not persistent: {errno}"));
+        }
+        settings(setup.receive_window, &mut notes);
+    }
+    let (tcp_offload, udp_offload) = set_offload(&device, setup, &mut notes);
+    let configured = setup
+        .faults
+        .check(Step::Configure)
+        .and_then(|()| configure(&name, place, setup, &mut notes));
+    let (netlink, index) = configured.map_err(fail(Step::Configure))?;
+    let interface = Interface {
+        place,
+        netlink,
+        index,
+        largest: setup.mtu,
+        tcp_offload,
+        udp_offload,
+        notes,
+    };
+    Ok((device, interface))
+}
+
+fn open_device(setup: &Setup) -> Result<OwnedFd, Errno> {
+    setup.faults.check(Step::OpenDevice)?;
+    device::open()
+}
+
+/// Enters a network namespace, by its own right or else inside a user namespace.
+fn enter_namespace(setup: &Setup) -> Result<(), Errno> {
+    let direct = setup
+        .faults
+        .check(Step::NetworkNamespace)
+        .and_then(|()| device::unshare(false));
+    if direct.is_ok() {
+        return Ok(());
+    }
+    let (user, group) = (rustix::process::geteuid(), rustix::process::getegid());
+    setup.faults.check(Step::UserNamespace)?;
+    device::unshare(true)?;
+    // Without a map the process is nobody: it still has its capabilities here, so a map that is
+    // refused is not the end.
+    let (user, group) = (user.as_raw(), group.as_raw());
+    let _ = fs::write("/proc/self/setgroups", "deny");
+    let _ = fs::write("/proc/self/uid_map", format!("{user} {user} 1"));
+    let _ = fs::write("/proc/self/gid_map", format!("{group} {group} 1"));
+    Ok(())
+}
+
+/// Asks for as much as is wanted and the kernel knows: UDP super-packets came with Linux 6.2.
+fn set_offload(device: &OwnedFd, setup: &Setup, notes: &mut Vec<String>) -> (bool, bool) {
+    let attempt = |step, flags| {
+        setup.faults.check(step)?;
+        setup.faults.check(Step::Offload)?;
+        device::set_offload(device, flags)
+    };
+    if setup.tcp_offload && setup.udp_offload {
+        let flags = device::OFFLOAD_TCP | device::OFFLOAD_UDP;
+        match attempt(Step::UdpOffload, flags) {
+            Ok(()) => return (true, true),
+            Err(errno) => notes.push(format!("no UDP super-packets on the TUN device: {errno}")),
+        }
+    }
+    if setup.tcp_offload {
+        match attempt(Step::Offload, device::OFFLOAD_TCP) {
+            Ok(()) => return (true, false),
+            Err(errno) => notes.push(format!("no super-packets on the TUN device: {errno}")),
+        }
+    }
+    if let Err(errno) = device::set_offload(device, 0) {
+        notes.push(format!("the TUN device keeps its offloads: {errno}"));
+    }
+    (false, false)
+}
+
+fn configure(
+    name: &str,
+    place: Place,
+    setup: &Setup,
+    notes: &mut Vec<String>,
+) -> Result<(Netlink, u32), Errno> {
+    let mut netlink = Netlink::open()?;
+    let index = nix::net::if_::if_nametoindex(name)
+        .map_err(|errno| Errno::from_raw_os_error(errno as i32))?;
+    netlink.set_mtu(index, setup.mtu)?;
+    for (what, outcome) in [
+        ("the size", netlink.set_gso_max_size(index, GSO_MAX_SIZE)),
+        ("the queue", netlink.set_queue(index, QUEUE)),
+    ] {
+        if let Err(errno) = outcome {
+            notes.push(format!("{what} of the TUN device stays as it is: {errno}"));
+        }
+    }
+    if place == Place::PrivateNamespace {
+        netlink.up(LOOPBACK_INDEX)?;
+    }
+    for address in &setup.addresses {
+        netlink.add_address(index, *address)?;
+    }
+    netlink.up(index)?;
+    for prefix in PREFIXES {
+        let route = Route {
+            prefix,
+            mtu: PROVEN_MTU,
+            largest: setup.mtu,
+            replace: place == Place::PrivateNamespace,
+        };
+        netlink.set_route(index, route)?;
+    }
+    Ok((netlink, index))
+}
+
+/// Settings of the private namespace. Those an older kernel lacks are noted, not needed.
+fn settings(receive_window: u32, notes: &mut Vec<String>) {
+    let window = receive_window.max(65_536);
+    let start = window.min(131_072);
+    let receive = format!("4096 {start} {window}");
+    // The order matters where one needs another: addresses are generated when the device comes up.
+    let settings = [
+        ("ipv6/conf/all/disable_ipv6", "0"),
+        ("ipv6/conf/default/disable_ipv6", "0"),
+        ("ipv6/conf/default/accept_ra", "0"),
+        ("ipv6/conf/default/addr_gen_mode", "1"),
+        ("ipv6/conf/relay0/disable_ipv6", "0"),
+        ("ipv6/conf/relay0/accept_ra", "0"),
+        ("ipv6/conf/relay0/addr_gen_mode", "1"),
+        ("ipv4/tcp_rmem", receive.as_str()),
+        ("ipv4/tcp_wmem", "4096 65536 16777216"),
+        ("ipv4/tcp_no_metrics_save", "1"),
+        ("ipv4/tcp_slow_start_after_idle", "0"),
+        ("ipv4/tcp_tw_reuse", "1"),
+        ("ipv4/tcp_max_syn_backlog", "8192"),
+        ("ipv4/ip_local_port_range", "1024 65535"),
+        // The parent binds low ports, and has no capability in here.
+        ("ipv4/ip_unprivileged_port_start", "0"),
+        ("core/somaxconn", "8192"),
+        // A path that comes back is noticed within a second. Retries are then a second apart, so
+        // their numbers are raised to keep a stream alive as long as before.
+        ("ipv4/tcp_rto_max_ms", "1000"),
+        ("ipv4/tcp_retries2", "255"),
+        ("ipv4/tcp_orphan_retries", "60"),
+        ("ipv4/tcp_syn_retries", "20"),
+        ("ipv4/tcp_synack_retries", "20"),
+    ];
+    let mut bounded = true;
+    for (name, value) in settings {
+        let backoff = [
+            "retries2",
+            "orphan_retries",
+            "syn_retries",
+            "synack_retries",
+        ];
+        if !bounded && backoff.iter().any(|known| name.ends_with(known)) {
+            continue;
+        }
+        if let Err(error) = fs::write(format!("/proc/sys/net/{name}"), value) {
+            bounded &= !name.ends_with("rto_max_ms");
+            notes.push(format!("net/{name} stays as it is: {error}"));
+        }
+    }
+}

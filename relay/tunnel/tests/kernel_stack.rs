@@ -1,0 +1,439 @@
+//! Two kernel stacks joined back to back: what one writes, the other reads, without WireGuard or
+//! a network between them. A machine that cannot have a kernel stack skips with its reason.
+
+use std::io;
+use std::net::{Ipv6Addr, SocketAddrV6};
+use std::time::Duration;
+
+use relay_tunnel::stack::{
+    Incoming, Injection, KernelStack, NetHelper, Offloads, StackOptions, Step, Tun, Verdict, start,
+};
+use sha2::{Digest, Sha256};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+
+const CLIENT: Ipv6Addr = Ipv6Addr::new(0xfd7a, 0x115c, 0xa1e0, 0, 0, 0, 0, 0x1);
+const AGENT: Ipv6Addr = Ipv6Addr::new(0xfd7a, 0x115c, 0xa1e0, 0, 0, 0, 0, 0x2);
+const PORT: u16 = 80;
+const PATIENCE: Duration = Duration::from_secs(60);
+
+struct Side {
+    tun: Tun,
+    stack: KernelStack,
+    injections: mpsc::UnboundedReceiver<Injection>,
+    /// The largest packet that gets through to this side; larger ones vanish.
+    path: usize,
+}
+
+impl Side {
+    fn new(address: Ipv6Addr, options: StackOptions) -> Option<Self> {
+        match NetHelper::spawn().and_then(|helper| start(helper, &[address], options)) {
+            Ok((tun, stack)) => Some(Self {
+                tun,
+                injections: stack.injections(),
+                stack,
+                path: usize::MAX,
+            }),
+            Err(error) => {
+                println!("skip: {error}");
+                None
+            }
+        }
+    }
+
+    /// Moves everything that waits here to `other`, and answers back.
+    fn drain(&mut self, other: &mut Self) {
+        loop {
+            let mut packets = Vec::new();
+            match self
+                .tun
+                .try_read(&mut |packet| packets.push(packet.to_vec()))
+            {
+                Ok(_) => other.receive(self, &packets),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                Err(error) => panic!("{error}"),
+            }
+        }
+        while let Ok(injection) = self.injections.try_recv() {
+            self.inject(other, injection);
+        }
+    }
+
+    fn inject(&mut self, other: &mut Self, injection: Injection) {
+        match injection {
+            Injection::ToTun(packet) => self.tun.write_batch(&[&packet]).unwrap(),
+            Injection::ToPeer(packet) => other.receive(self, &[packet]),
+        }
+    }
+
+    fn receive(&mut self, from: &mut Self, packets: &[Vec<u8>]) {
+        let path = self.path;
+        let mut passed: Vec<&[u8]> = Vec::new();
+        let mut answers = Vec::new();
+        for packet in packets.iter().filter(|packet| packet.len() <= path) {
+            match self.stack.inspect(packet) {
+                Verdict::Pass => passed.push(packet),
+                Verdict::Held | Verdict::Drop => {}
+                Verdict::Answer(answer) => answers.push(answer),
+            }
+        }
+        self.tun.write_batch(&passed).unwrap();
+        if !answers.is_empty() {
+            from.receive(self, &answers);
+        }
+    }
+}
+
+enum Order {
+    Path(usize),
+}
+
+struct Pair {
+    client: KernelStack,
+    agent: KernelStack,
+    orders: mpsc::UnboundedSender<Order>,
+}
+
+impl Pair {
+    async fn connect(&self, port: u16) -> io::Result<TcpStream> {
+        let remote = SocketAddrV6::new(AGENT, port, 0, 0);
+        timeout(PATIENCE, self.client.connect(CLIENT, remote))
+            .await
+            .unwrap()
+    }
+}
+
+/// Joins two stacks and moves packets between them until the test ends.
+fn pair_with(options: StackOptions) -> Option<Pair> {
+    let mut client = Side::new(CLIENT, options)?;
+    let mut agent = Side::new(AGENT, options)?;
+    let (orders, mut ordered) = mpsc::unbounded_channel();
+    let pair = Pair {
+        client: client.stack.clone(),
+        agent: agent.stack.clone(),
+        orders,
+    };
+    tokio::spawn(async move {
+        loop {
+            client.drain(&mut agent);
+            agent.drain(&mut client);
+            // Each lets the other tasks run between two bursts.
+            tokio::select! {
+                readable = client.tun.readable() => readable.unwrap(),
+                readable = agent.tun.readable() => readable.unwrap(),
+                Some(injection) = client.injections.recv() => client.inject(&mut agent, injection),
+                Some(injection) = agent.injections.recv() => agent.inject(&mut client, injection),
+                Some(order) = ordered.recv() => match order {
+                    Order::Path(path) => (client.path, agent.path) = (path, path),
+                },
+            }
+        }
+    });
+    Some(pair)
+}
+
+fn pair() -> Option<Pair> {
+    pair_with(StackOptions::default())
+}
+
+fn large(pair: &Pair, mtu: u16) {
+    pair.client.set_peer_mtu(AGENT, mtu);
+    pair.agent.set_peer_mtu(CLIENT, mtu);
+}
+
+async fn next(incoming: &mut mpsc::Receiver<Incoming>) -> Incoming {
+    timeout(PATIENCE, incoming.recv()).await.unwrap().unwrap()
+}
+
+/// Sends `size` bytes that depend on `seed` and returns their hash.
+async fn send(stream: &mut (impl AsyncWriteExt + Unpin), seed: u64, size: usize) -> Vec<u8> {
+    let mut hash = Sha256::new();
+    let mut state = seed | 1;
+    let mut block = vec![0u8; 128 << 10];
+    let mut left = size;
+    while left > 0 {
+        for word in block.chunks_exact_mut(8) {
+            state = state
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1);
+            word.copy_from_slice(&state.to_le_bytes());
+        }
+        let part = &block[..left.min(block.len())];
+        hash.update(part);
+        stream.write_all(part).await.unwrap();
+        left -= part.len();
+    }
+    stream.shutdown().await.unwrap();
+    hash.finalize().to_vec()
+}
+
+async fn receive(stream: &mut (impl AsyncReadExt + Unpin)) -> (usize, Vec<u8>) {
+    let mut hash = Sha256::new();
+    let mut block = vec![0u8; 128 << 10];
+    let mut size = 0;
+    loop {
+        let length = stream.read(&mut block).await.unwrap();
+        if length == 0 {
+            return (size, hash.finalize().to_vec());
+        }
+        size += length;
+        hash.update(&block[..length]);
+    }
+}
+
+/// Both directions of one stream at once, hashes compared.
+async fn exchange(pair: &Pair, size: usize) {
+    let mut incoming = pair.agent.incoming();
+    let agent = async {
+        let offer = next(&mut incoming).await;
+        assert_eq!((offer.port(), *offer.source().ip()), (PORT, CLIENT));
+        let stream = offer.accept().await.unwrap();
+        let (mut read, mut write) = stream.into_split();
+        tokio::join!(send(&mut write, 2, size), receive(&mut read))
+    };
+    let client = async {
+        let stream = pair.connect(PORT).await.unwrap();
+        let (mut read, mut write) = stream.into_split();
+        tokio::join!(send(&mut write, 1, size), receive(&mut read))
+    };
+    let both = async { tokio::join!(agent, client) };
+    let ((a_sent, a_got), (c_sent, c_got)) = timeout(PATIENCE, both).await.unwrap();
+    assert_eq!(a_got, (size, c_sent));
+    assert_eq!(c_got, (size, a_sent));
+}
+
+const MEBIBYTE: usize = 1 << 20;
+
+#[tokio::test]
+async fn sixty_four_mebibytes_each_way_arrive_unchanged() {
+    let Some(pair) = pair() else { return };
+    large(&pair, 1420);
+    exchange(&pair, 64 * MEBIBYTE).await;
+}
+
+#[tokio::test]
+async fn it_works_without_any_offload() {
+    let options = StackOptions {
+        offloads: Offloads::NONE,
+        ..StackOptions::default()
+    };
+    let Some(pair) = pair_with(options) else {
+        return;
+    };
+    exchange(&pair, 4 * MEBIBYTE).await;
+}
+
+#[tokio::test]
+async fn a_half_closed_stream_goes_on_the_other_way() {
+    let Some(pair) = pair() else { return };
+    let mut incoming = pair.agent.incoming();
+    let agent = async {
+        let mut stream = next(&mut incoming).await.accept().await.unwrap();
+        let mut request = String::new();
+        stream.read_to_string(&mut request).await.unwrap();
+        stream
+            .write_all(request.to_uppercase().as_bytes())
+            .await
+            .unwrap();
+    };
+    let client = async {
+        let mut stream = pair.connect(PORT).await.unwrap();
+        stream.write_all(b"half").await.unwrap();
+        stream.shutdown().await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        assert_eq!(answer, "HALF");
+    };
+    timeout(PATIENCE, async { tokio::join!(agent, client) })
+        .await
+        .unwrap();
+}
+
+#[tokio::test]
+async fn refusal_reaches_the_caller_with_and_without_someone_to_ask() {
+    let Some(pair) = pair() else { return };
+    let error = pair.connect(PORT).await.unwrap_err();
+    assert_eq!(error.kind(), io::ErrorKind::ConnectionRefused);
+    let mut incoming = pair.agent.incoming();
+    let refuse = async { next(&mut incoming).await.refuse() };
+    let (outcome, ()) = tokio::join!(pair.connect(PORT), refuse);
+    assert_eq!(
+        outcome.unwrap_err().kind(),
+        io::ErrorKind::ConnectionRefused
+    );
+    let forget = async { drop(next(&mut incoming).await) };
+    let (outcome, ()) = tokio::join!(pair.connect(PORT), forget);
+    assert_eq!(
+        outcome.unwrap_err().kind(),
+        io::ErrorKind::ConnectionRefused
+    );
+    drop(incoming);
+    let error = pair.connect(PORT).await.unwrap_err();
+    assert_eq!(error.kind(), io::ErrorKind::ConnectionRefused);
+}
+
+#[tokio::test]
+async fn a_reset_reaches_the_other_end() {
+    let Some(pair) = pair() else { return };
+    let mut incoming = pair.agent.incoming();
+    let accept = async { next(&mut incoming).await.accept().await.unwrap() };
+    let (client, mut agent) = tokio::join!(pair.connect(PORT), accept);
+    let client = client.unwrap();
+    socket2::SockRef::from(&client)
+        .set_linger(Some(Duration::ZERO))
+        .unwrap();
+    drop(client);
+    let read = timeout(PATIENCE, agent.read_u8()).await.unwrap();
+    assert_eq!(read.unwrap_err().kind(), io::ErrorKind::ConnectionReset);
+}
+
+#[tokio::test]
+async fn a_caller_that_gives_up_while_held_ends_the_wait() {
+    let Some(pair) = pair() else { return };
+    let mut incoming = pair.agent.incoming();
+    let remote = SocketAddrV6::new(AGENT, PORT, 0, 0);
+    let connect = pair.client.connect(CLIENT, remote);
+    let offer = tokio::select! {
+        _ = connect => panic!("nobody accepted"),
+        offer = next(&mut incoming) => offer,
+    };
+    // The future is gone and its socket with it; an unanswered SYN leaves no trace on the wire, so
+    // the handshake is what fails.
+    let outcome = timeout(PATIENCE, offer.accept()).await.unwrap();
+    assert!(outcome.is_err());
+}
+
+#[tokio::test]
+async fn two_hundred_connections_over_two_hundred_ports_keep_apart() {
+    let Some(pair) = pair() else { return };
+    let mut incoming = pair.agent.incoming();
+    tokio::spawn(async move {
+        while let Some(offer) = incoming.recv().await {
+            tokio::spawn(async move {
+                let port = offer.port();
+                let mut stream = offer.accept().await.unwrap();
+                let mut given = [0; 4];
+                stream.read_exact(&mut given).await.unwrap();
+                stream.write_all(&given).await.unwrap();
+                stream.write_all(&port.to_be_bytes()).await.unwrap();
+            });
+        }
+    });
+    let mut calls = JoinSet::new();
+    for number in 0..200u16 {
+        let client = pair.client.clone();
+        calls.spawn(async move {
+            let port = 1 + number;
+            let remote = SocketAddrV6::new(AGENT, port, 0, 0);
+            let mut stream = client.connect(CLIENT, remote).await.unwrap();
+            stream
+                .write_all(&u32::from(number).to_be_bytes())
+                .await
+                .unwrap();
+            let mut answer = Vec::new();
+            stream.read_to_end(&mut answer).await.unwrap();
+            let expected = [&u32::from(number).to_be_bytes()[..], &port.to_be_bytes()].concat();
+            assert_eq!(answer, expected);
+        });
+    }
+    timeout(PATIENCE, calls.join_all()).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_path_that_shrinks_and_grows_does_not_stall_a_stream() {
+    let Some(pair) = pair() else { return };
+    large(&pair, 8920);
+    let mut incoming = pair.agent.incoming();
+    let accept = async { next(&mut incoming).await.accept().await.unwrap() };
+    let (client, mut agent) = tokio::join!(pair.connect(PORT), accept);
+    let mut client = client.unwrap();
+    let sending = tokio::spawn(async move { send(&mut client, 3, 24 * MEBIBYTE).await });
+    let mut start = vec![0; 4 * MEBIBYTE];
+    agent.read_exact(&mut start).await.unwrap();
+    for (path, mtu) in [(1300, 1280), (1420, 1420), (8920, 8920), (1280, 1280)] {
+        pair.orders.send(Order::Path(path)).unwrap();
+        tokio::task::yield_now().await;
+        large(&pair, mtu);
+        let mut part = vec![0; 2 * MEBIBYTE];
+        timeout(Duration::from_secs(4), agent.read_exact(&mut part))
+            .await
+            .unwrap_or_else(|_| panic!("stalled at {mtu}"))
+            .unwrap();
+        start.extend_from_slice(&part);
+    }
+    let mut rest = Vec::new();
+    timeout(PATIENCE, agent.read_to_end(&mut rest))
+        .await
+        .unwrap()
+        .unwrap();
+    start.extend_from_slice(&rest);
+    assert_eq!(sending.await.unwrap(), Sha256::digest(&start).to_vec());
+}
+
+#[tokio::test]
+async fn what_is_missing_is_said_in_one_line() {
+    for (step, errno, expected) in [
+        (Step::OpenDevice, libc::ENOENT, "modprobe tun"),
+        (Step::OpenDevice, libc::EACCES, "chmod 0666"),
+        (Step::MakeInterface, libc::EPERM, "network interface"),
+        (Step::Configure, libc::EACCES, "disable_ipv6=0"),
+    ] {
+        let helper = NetHelper::spawn().unwrap().with_fault(step, errno);
+        let error = start(helper, &[CLIENT], StackOptions::default()).unwrap_err();
+        let line = error.to_string();
+        if !line.contains(expected) {
+            println!("skip: {line}");
+        }
+        assert!(
+            line.starts_with("no kernel stack: ") && !line.contains('\n'),
+            "{line}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn kernels_without_some_offloads_do_with_less() {
+    for (step, tcp, udp) in [
+        (Step::UdpOffload, true, false),
+        (Step::Offload, false, false),
+    ] {
+        let helper = NetHelper::spawn().unwrap().with_fault(step, libc::EINVAL);
+        let started = start(helper, &[CLIENT], StackOptions::default());
+        let (tun, _stack) = match started {
+            Ok(started) => started,
+            Err(error) => return println!("skip: {error}"),
+        };
+        let offloads = tun.offloads(Offloads::default());
+        assert_eq!((offloads.tun_tcp, offloads.tun_udp), (tcp, udp));
+    }
+}
+
+/// The same as an unprivileged user whose device may be opened: the exchange is run once more, by
+/// this program under another user, where only its mount namespace has such a device.
+#[test]
+fn nobody_needs_root() {
+    if !nix::unistd::geteuid().is_root() {
+        return println!("skip: only root can become nobody");
+    }
+    let script = "set -e; d=$(mktemp -d); mount -t tmpfs none $d; mknod -m 666 $d/tun c 10 200; \
+                  mount --bind $d/tun /dev/net/tun; \
+                  exec setpriv --reuid=65534 --regid=65534 --clear-groups \"$0\" --exact \
+                  sixty_four_mebibytes_each_way_arrive_unchanged --nocapture";
+    let output = std::process::Command::new("unshare")
+        .args(["--mount", "--propagation", "private", "sh", "-c", script])
+        .arg(std::env::current_exe().unwrap())
+        .output();
+    let output = match output {
+        Ok(output) => output,
+        Err(error) => return println!("skip: unshare: {error}"),
+    };
+    let text = String::from_utf8_lossy(&output.stdout);
+    let errors = String::from_utf8_lossy(&output.stderr);
+    match text.lines().find(|line| line.contains("skip: ")) {
+        Some(line) => println!("{line}"),
+        None => assert!(output.status.success(), "{text}{errors}"),
+    }
+}
