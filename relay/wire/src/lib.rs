@@ -1,5 +1,6 @@
-//! Byte formats and state machines of Coder's protocol. Nothing here does I/O: bytes, time and randomness come in as
-//! arguments, so the same code serves the client, the agent, the server, the tests and the fuzzers.
+//! Byte formats and state machines of Coder's protocol. Nothing here does I/O: bytes, time and
+//! randomness come in as arguments, so the same code serves the client, the agent, the server, the
+//! tests and the fuzzers.
 //!
 //! | module | format |
 //! |---|---|
@@ -7,16 +8,24 @@
 //! | [`addr`] | tunnel addresses and node ids derived from UUIDs |
 //! | [`disco`] | path discovery messages |
 //! | [`derp`] | frames and opening of the relay protocol |
+//! | [`derp_map`] | which relays there are, as JSON and protobuf |
 //! | [`stun`] | binding requests and responses |
 //! | [`tsmp`] | reachability pings inside the tunnel |
+//! | [`yamux`], [`drpc`], [`proto`] | the control channel: streams, calls, messages |
+//! | [`rest`] | JSON bodies of the HTTP API |
 
 pub mod addr;
 pub mod derp;
+pub mod derp_map;
 pub mod disco;
+pub mod drpc;
 mod error;
 pub mod keys;
+pub mod proto;
+pub mod rest;
 pub mod stun;
 pub mod tsmp;
+pub mod yamux;
 
 pub use error::Error;
 
