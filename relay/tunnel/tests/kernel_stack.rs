@@ -31,8 +31,15 @@ struct Side {
 }
 
 impl Side {
-    fn new(address: Ipv6Addr, options: StackOptions) -> Option<Self> {
-        match NetHelper::spawn().and_then(|helper| start(helper, &[address], options)) {
+    fn new(address: Ipv6Addr, options: StackOptions, place: Place) -> Option<Self> {
+        let helper = NetHelper::spawn().unwrap();
+        let helper = match place {
+            Place::Private => helper,
+            Place::Own => helper
+                .with_fault(Step::NetworkNamespace, libc::EPERM)
+                .with_fault(Step::UserNamespace, libc::EPERM),
+        };
+        match start(helper, &[address], options) {
             Ok((tun, stack)) => Some(Self {
                 tun,
                 injections: stack.injections(),
@@ -89,6 +96,12 @@ impl Side {
     }
 }
 
+/// Where the agent's device is made.
+enum Place {
+    Private,
+    Own,
+}
+
 enum Order {
     Path(usize),
 }
@@ -109,9 +122,9 @@ impl Pair {
 }
 
 /// Joins two stacks and moves packets between them until the test ends.
-fn pair_with(options: StackOptions) -> Option<Pair> {
-    let mut client = Side::new(CLIENT, options)?;
-    let mut agent = Side::new(AGENT, options)?;
+fn pair_with(options: StackOptions, place: Place) -> Option<Pair> {
+    let mut client = Side::new(CLIENT, options, Place::Private)?;
+    let mut agent = Side::new(AGENT, options, place)?;
     let (orders, mut ordered) = mpsc::unbounded_channel();
     let pair = Pair {
         client: client.stack.clone(),
@@ -138,7 +151,7 @@ fn pair_with(options: StackOptions) -> Option<Pair> {
 }
 
 fn pair() -> Option<Pair> {
-    pair_with(StackOptions::default())
+    pair_with(StackOptions::default(), Place::Private)
 }
 
 fn large(pair: &Pair, mtu: u16) {
@@ -222,7 +235,7 @@ async fn it_works_without_any_offload() {
         offloads: Offloads::NONE,
         ..StackOptions::default()
     };
-    let Some(pair) = pair_with(options) else {
+    let Some(pair) = pair_with(options, Place::Private) else {
         return;
     };
     exchange(&pair, 4 * MEBIBYTE).await;
@@ -413,24 +426,68 @@ async fn kernels_without_some_offloads_do_with_less() {
     }
 }
 
-/// The same as an unprivileged user whose device may be opened: the exchange is run once more, by
-/// this program under another user, where only its mount namespace has such a device.
+/// Runs in a namespace that `own_namespace_mode` made for it: as a container does that may have the
+/// device and no namespaces.
+#[tokio::test]
+#[ignore = "own_namespace_mode runs it"]
+async fn inside_its_own_namespace() {
+    let Some(pair) = pair_with(StackOptions::default(), Place::Own) else {
+        return;
+    };
+    large(&pair, 1420);
+    exchange(&pair, 8 * MEBIBYTE).await;
+    // An application of the same port neither clashes nor is reached past relay.
+    let application = tokio::net::TcpListener::bind((Ipv6Addr::UNSPECIFIED, 8080)).await;
+    let application = application.unwrap();
+    let error = pair.connect(8080).await.unwrap_err();
+    assert_eq!(error.kind(), io::ErrorKind::ConnectionRefused);
+    let mut incoming = pair.agent.incoming();
+    let agent = async {
+        let mut streams = Vec::new();
+        for _ in 0..2 {
+            let offer = next(&mut incoming).await;
+            let port = offer.port();
+            let mut stream = offer.accept().await.unwrap();
+            stream.write_u16(port).await.unwrap();
+            streams.push(stream);
+        }
+        streams
+    };
+    let clients = async { tokio::join!(pair.connect(8080), pair.connect(8081)) };
+    let (_streams, (first, second)) = tokio::join!(agent, clients);
+    assert_eq!(first.unwrap().read_u16().await.unwrap(), 8080);
+    assert_eq!(second.unwrap().read_u16().await.unwrap(), 8081);
+    let untouched = timeout(Duration::from_millis(1), application.accept()).await;
+    assert!(untouched.is_err());
+    // The other direction needs no rewriting.
+    let mut back = pair.client.incoming();
+    let accept = async { next(&mut back).await.accept().await.unwrap() };
+    let remote = SocketAddrV6::new(CLIENT, 7000, 0, 0);
+    let (called, mut taken) = tokio::join!(pair.agent.connect(AGENT, remote), accept);
+    called.unwrap().write_all(b"hello").await.unwrap();
+    let mut text = String::new();
+    taken.read_to_string(&mut text).await.unwrap();
+    assert_eq!(text, "hello");
+}
+
 #[test]
-fn nobody_needs_root() {
+fn own_namespace_mode() {
+    let script = "exec \"$0\" --ignored --exact inside_its_own_namespace --nocapture";
+    run_under("unshare", &["--net", "sh", "-c", script]);
+}
+
+/// Runs this program once more below another command.
+fn run_under(command: &str, arguments: &[&str]) {
     if !nix::unistd::geteuid().is_root() {
-        return println!("skip: only root can become nobody");
+        return println!("skip: only root may make namespaces for a test");
     }
-    let script = "set -e; d=$(mktemp -d); mount -t tmpfs none $d; mknod -m 666 $d/tun c 10 200; \
-                  mount --bind $d/tun /dev/net/tun; \
-                  exec setpriv --reuid=65534 --regid=65534 --clear-groups \"$0\" --exact \
-                  sixty_four_mebibytes_each_way_arrive_unchanged --nocapture";
-    let output = std::process::Command::new("unshare")
-        .args(["--mount", "--propagation", "private", "sh", "-c", script])
+    let output = std::process::Command::new(command)
+        .args(arguments)
         .arg(std::env::current_exe().unwrap())
         .output();
     let output = match output {
         Ok(output) => output,
-        Err(error) => return println!("skip: unshare: {error}"),
+        Err(error) => return println!("skip: {command}: {error}"),
     };
     let text = String::from_utf8_lossy(&output.stdout);
     let errors = String::from_utf8_lossy(&output.stderr);
@@ -438,4 +495,18 @@ fn nobody_needs_root() {
         Some(line) => println!("{line}"),
         None => assert!(output.status.success(), "{text}{errors}"),
     }
+}
+
+/// The same as an unprivileged user whose device may be opened: the exchange is run once more, by
+/// this program under another user, where only its mount namespace has such a device.
+#[test]
+fn nobody_needs_root() {
+    let script = "set -e; d=$(mktemp -d); mount -t tmpfs none $d; mknod -m 666 $d/tun c 10 200; \
+                  mount --bind $d/tun /dev/net/tun; \
+                  exec setpriv --reuid=65534 --regid=65534 --clear-groups \"$0\" --exact \
+                  sixty_four_mebibytes_each_way_arrive_unchanged --nocapture";
+    run_under(
+        "unshare",
+        &["--mount", "--propagation", "private", "sh", "-c", script],
+    );
 }

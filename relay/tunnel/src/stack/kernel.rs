@@ -14,7 +14,8 @@ use super::accept::{Accepts, OnReset, OnSyn, PAIR_TIMEOUT, Ticket};
 use super::helper::{Helper, Place};
 use super::listeners::Listeners;
 use super::mtu::PeerMtus;
-use super::packet::{ACK, FIN, Flow, Parsed, RST, SYN, address, parse, reset_for};
+use super::packet::{ACK, FIN, Flow, ICMPV6, Parsed, RST, SYN, address, parse, reset_for};
+use super::rewrite::Rewriter;
 use super::{Injection, NetHelper, StackOptions, Tun, Verdict};
 use crate::Error;
 
@@ -34,6 +35,8 @@ pub(super) struct Shared {
     pub(super) addresses: Vec<Ipv6Addr>,
     pub(super) accepts: Mutex<Accepts<oneshot::Sender<TcpStream>>>,
     pub(super) mtus: PeerMtus,
+    /// Present where the device is in the namespace that everything else is in.
+    pub(super) rewriter: Option<Mutex<Rewriter>>,
     listeners: Listeners,
     incoming: Mutex<Option<mpsc::Sender<Incoming>>>,
     injections: Mutex<Injections>,
@@ -65,17 +68,13 @@ pub(super) fn start(
     options: StackOptions,
 ) -> Result<(Tun, KernelStack), Error> {
     let (helper, ready) = Helper::set_up(helper, addresses, options)?;
-    if ready.place == Place::OwnNamespace {
-        return Err(Error::KernelStack {
-            reason: "a network namespace was refused: allow user namespaces or run relay as root"
-                .into(),
-        });
-    }
+    let rewriter = (ready.place == Place::OwnNamespace).then(Mutex::default);
     let shared = Arc::new(Shared {
         helper,
         addresses: addresses.to_vec(),
         accepts: Mutex::default(),
         mtus: PeerMtus::default(),
+        rewriter,
         listeners: Listeners::default(),
         incoming: Mutex::default(),
         injections: Mutex::new(Injections::new()),
@@ -113,6 +112,8 @@ impl KernelStack {
         }
         match parsed {
             Parsed::Tcp { flow, flags, .. } => self.shared.inspect_tcp(flow, flags, packet),
+            // What else the machine offers is not for peers.
+            Parsed::Other if self.shared.rewriter.is_some() && packet[6] != ICMPV6 => Verdict::Drop,
             Parsed::Other => Verdict::Pass,
             // TCP never sends fragments, and a piece cannot be judged.
             Parsed::TcpFragment | Parsed::Malformed => Verdict::Drop,
@@ -151,6 +152,9 @@ impl KernelStack {
     /// Forgets what is known about this peer; connections that still wait for the application end.
     pub fn remove_peer(&self, peer: Ipv6Addr) {
         lock(&self.shared.accepts).remove_peer(peer);
+        if let Some(rewriter) = &self.shared.rewriter {
+            lock(rewriter).remove_peer(peer);
+        }
         if self.shared.mtus.remove(peer)
             && let Err(error) = self.shared.helper.remove_route(peer)
         {
@@ -194,7 +198,10 @@ impl Shared {
         let Some(sender) = lock(&self.incoming).clone() else {
             return refused();
         };
-        let listening = self.listeners.has(flow.destination_port);
+        let listening = match &self.rewriter {
+            Some(rewriter) => lock(rewriter).contains(flow),
+            None => self.listeners.has(flow.destination_port),
+        };
         let ticket = match lock(&self.accepts).syn(flow, packet, listening) {
             OnSyn::Pass => return Verdict::Pass,
             OnSyn::Held => return Verdict::Held,
@@ -235,7 +242,7 @@ impl Shared {
 }
 
 /// Closes a stream so that the peer sees a reset.
-fn abort(stream: TcpStream) {
+pub(super) fn abort(stream: TcpStream) {
     let _ = SockRef::from(&stream).set_linger(Some(Duration::ZERO));
 }
 
@@ -286,9 +293,7 @@ impl Incoming {
         };
         self.offer = Offer::Held(ticket);
         let shared = Arc::clone(&self.shared);
-        shared
-            .listeners
-            .ensure(&shared, self.flow.destination_port)?;
+        shared.listeners.ensure(&shared, self.flow)?;
         let (pair, stream) = oneshot::channel();
         let syn = lock(&shared.accepts).release(self.flow, ticket, pair, Instant::now());
         let syn = syn.ok_or(io::ErrorKind::ConnectionReset)?;

@@ -11,8 +11,9 @@ use socket2::Socket;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
 
-use super::kernel::{Shared, lock};
+use super::kernel::{Shared, abort, lock};
 use super::packet::Flow;
+use super::rewrite::Rewriter;
 
 /// A port without a new connection for so long loses its listener.
 const IDLE: Duration = Duration::from_secs(120);
@@ -31,6 +32,15 @@ struct Entry {
     used: Instant,
 }
 
+impl Entry {
+    fn serve(shared: &Arc<Shared>, listener: TcpListener, port: u16) -> Self {
+        Self {
+            task: tokio::spawn(serve(listener, port, Arc::downgrade(shared))),
+            used: Instant::now(),
+        }
+    }
+}
+
 impl Drop for Entry {
     fn drop(&mut self) {
         self.task.abort();
@@ -42,8 +52,34 @@ impl Listeners {
         lock(&self.0).contains_key(&port)
     }
 
-    /// Makes sure that the kernel takes connections to `port`.
-    pub(super) fn ensure(&self, shared: &Arc<Shared>, port: u16) -> io::Result<()> {
+    /// Makes sure that the kernel takes the connection when its SYN is written to the device.
+    pub(super) fn ensure(&self, shared: &Arc<Shared>, flow: Flow) -> io::Result<()> {
+        match &shared.rewriter {
+            Some(rewriter) => self.ensure_all(shared, rewriter, flow),
+            None => self.ensure_port(shared, flow.destination_port),
+        }
+    }
+
+    /// One listener an address, whose port is rewritten.
+    fn ensure_all(
+        &self,
+        shared: &Arc<Shared>,
+        rewriter: &Mutex<Rewriter>,
+        flow: Flow,
+    ) -> io::Result<()> {
+        let mut listeners = lock(&self.0);
+        if listeners.is_empty() {
+            for address in &shared.addresses {
+                let (listener, port) = listen(shared, *address, 0)?;
+                lock(rewriter).listen(*address, port);
+                listeners.insert(port, Entry::serve(shared, listener, port));
+            }
+        }
+        lock(rewriter).add(flow);
+        Ok(())
+    }
+
+    fn ensure_port(&self, shared: &Arc<Shared>, port: u16) -> io::Result<()> {
         let mut listeners = lock(&self.0);
         if let Some(entry) = listeners.get_mut(&port) {
             entry.used = Instant::now();
@@ -60,19 +96,16 @@ impl Listeners {
                 listeners.remove(&quietest);
             }
         }
-        let socket = Socket::from(shared.helper.socket()?);
-        socket.set_reuse_address(true)?;
-        socket.bind(&SocketAddr::from((Ipv6Addr::UNSPECIFIED, port)).into())?;
-        socket.listen(BACKLOG)?;
-        let listener = TcpListener::from_std(socket.into())?;
-        let task = tokio::spawn(serve(listener, port, Arc::downgrade(shared)));
-        let used = Instant::now();
-        listeners.insert(port, Entry { task, used });
+        let (listener, port) = listen(shared, Ipv6Addr::UNSPECIFIED, port)?;
+        listeners.insert(port, Entry::serve(shared, listener, port));
         Ok(())
     }
 
     /// Closes the listener of a port nobody wants; returns whether it is gone.
     fn close_idle(&self, shared: &Shared, port: u16) -> bool {
+        if shared.rewriter.is_some() {
+            return false;
+        }
         let mut listeners = lock(&self.0);
         let idle = listeners
             .get(&port)
@@ -85,6 +118,16 @@ impl Listeners {
     }
 }
 
+fn listen(shared: &Shared, address: Ipv6Addr, port: u16) -> io::Result<(TcpListener, u16)> {
+    let socket = Socket::from(shared.helper.socket()?);
+    socket.set_reuse_address(true)?;
+    socket.bind(&SocketAddr::from((address, port)).into())?;
+    socket.listen(BACKLOG)?;
+    let listener = TcpListener::from_std(socket.into())?;
+    let port = listener.local_addr()?.port();
+    Ok((listener, port))
+}
+
 async fn serve(listener: TcpListener, port: u16, shared: Weak<Shared>) {
     let mut complained = false;
     loop {
@@ -95,8 +138,10 @@ async fn serve(listener: TcpListener, port: u16, shared: Weak<Shared>) {
         match outcome {
             Ok(Ok((stream, peer))) => {
                 complained = false;
-                if let Some(flow) = flow_of(&stream, peer) {
-                    shared.accepted(flow, stream);
+                match flow_of(&shared, &stream, peer) {
+                    Some(flow) => shared.accepted(flow, stream),
+                    // Not through the tunnel.
+                    None => abort(stream),
                 }
             }
             Ok(Err(error)) if error.kind() == io::ErrorKind::ConnectionAborted => {}
@@ -117,10 +162,13 @@ async fn serve(listener: TcpListener, port: u16, shared: Weak<Shared>) {
     }
 }
 
-fn flow_of(stream: &TcpStream, peer: SocketAddr) -> Option<Flow> {
+fn flow_of(shared: &Shared, stream: &TcpStream, peer: SocketAddr) -> Option<Flow> {
     let (SocketAddr::V6(peer), Ok(SocketAddr::V6(local))) = (peer, stream.local_addr()) else {
         return None;
     };
+    if let Some(rewriter) = &shared.rewriter {
+        return lock(rewriter).original((*peer.ip(), peer.port(), *local.ip()));
+    }
     Some(Flow {
         source: *peer.ip(),
         source_port: peer.port(),

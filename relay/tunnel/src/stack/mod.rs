@@ -9,6 +9,7 @@ mod kernel;
 mod listeners;
 mod mtu;
 mod packet;
+mod rewrite;
 mod segment;
 mod tun;
 

@@ -14,7 +14,7 @@ pub(super) const UDP: u8 = 17;
 const ROUTING: u8 = 43;
 const FRAGMENT: u8 = 44;
 const AUTHENTICATION: u8 = 51;
-const ICMPV6: u8 = 58;
+pub(super) const ICMPV6: u8 = 58;
 const DESTINATION_OPTIONS: u8 = 60;
 
 pub(super) const FIN: u8 = 0x01;

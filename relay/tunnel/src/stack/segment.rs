@@ -68,6 +68,11 @@ impl VnetHeader {
         }
     }
 
+    /// Whether the checksum in the packet covers all it should.
+    pub(super) fn is_finished(self) -> bool {
+        self.flags & NEEDS_CHECKSUM == 0
+    }
+
     /// The largest IP packet that comes out of `length` bytes.
     pub(super) fn largest(self, length: usize) -> usize {
         match self.gso_type & !GSO_ECN {

@@ -9,7 +9,7 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
 use super::coalesce::Train;
-use super::kernel::Shared;
+use super::kernel::{Shared, lock};
 use super::packet::{self, IPV6_HEADER, MIN_MTU};
 use super::segment::{VNET_HEADER, VnetHeader, cut};
 use super::{Injection, Offloads};
@@ -87,12 +87,29 @@ impl Tun {
                 return Ok(0);
             }
         }
+        if let Some(rewriter) = &self.shared.rewriter {
+            lock(rewriter).outward(packet, note.is_finished());
+        }
         Ok(cut(packet, note, each))
     }
 
     /// Gives packets to the kernel, neighbours of one flow as one super-packet. Packets the kernel
     /// does not take are lost, as on any network.
     pub fn write_batch(&mut self, packets: &[&[u8]]) -> io::Result<()> {
+        let Some(rewriter) = &self.shared.rewriter else {
+            return self.write_merged(packets);
+        };
+        let mut rewritten: Vec<Vec<u8>> = packets.iter().map(|packet| packet.to_vec()).collect();
+        let mut rewriter = lock(rewriter);
+        for packet in &mut rewritten {
+            rewriter.inward(packet);
+        }
+        drop(rewriter);
+        let packets: Vec<&[u8]> = rewritten.iter().map(Vec::as_slice).collect();
+        self.write_merged(&packets)
+    }
+
+    fn write_merged(&mut self, packets: &[&[u8]]) -> io::Result<()> {
         let mut rest = packets;
         while !rest.is_empty() {
             let train = Train::find(rest, self.merge_tcp, self.merge_udp);

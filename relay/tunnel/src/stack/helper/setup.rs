@@ -196,7 +196,7 @@ fn settings(receive_window: u32, notes: &mut Vec<String>) {
         ("ipv6/conf/relay0/accept_ra", "0"),
         ("ipv6/conf/relay0/addr_gen_mode", "1"),
         ("ipv4/tcp_rmem", receive.as_str()),
-        ("ipv4/tcp_wmem", "4096 65536 16777216"),
+        ("ipv4/tcp_wmem", "4096 65536 8388608"),
         ("ipv4/tcp_no_metrics_save", "1"),
         ("ipv4/tcp_slow_start_after_idle", "0"),
         ("ipv4/tcp_tw_reuse", "1"),
