@@ -12,6 +12,8 @@
 //! | [`stun`] | binding requests and responses |
 //! | [`tsmp`] | reachability pings inside the tunnel |
 //! | [`yamux`], [`drpc`], [`proto`] | the control channel: streams, calls, messages |
+//! | [`spec`] | port specifications and the plan of what to listen on |
+//! | [`names`] | names of workspaces and agents |
 //! | [`rest`] | JSON bodies of the HTTP API |
 
 pub mod addr;
@@ -21,8 +23,10 @@ pub mod disco;
 pub mod drpc;
 mod error;
 pub mod keys;
+pub mod names;
 pub mod proto;
 pub mod rest;
+pub mod spec;
 pub mod stun;
 pub mod tsmp;
 pub mod yamux;
