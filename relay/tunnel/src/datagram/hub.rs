@@ -102,6 +102,15 @@ impl Datagrams {
         receiver
     }
 
+    /// Sends a datagram from one of this end's addresses, or drops it while the tunnel is busy.
+    pub fn try_send(&self, datagram: Datagram) -> Result<(), Error> {
+        check_size(&datagram.payload)?;
+        match self.out.try_send(datagram) {
+            Err(mpsc::error::TrySendError::Closed(_)) => Err(Error::Closed),
+            Ok(()) | Err(mpsc::error::TrySendError::Full(_)) => Ok(()),
+        }
+    }
+
     /// Sends a datagram from one of this end's addresses. Waits while the tunnel is busy.
     pub async fn send(&self, datagram: Datagram) -> Result<(), Error> {
         check_size(&datagram.payload)?;

@@ -178,6 +178,11 @@ impl Opened {
             .map(|(peer, range)| (*peer, &self.data[range.clone()]))
     }
 
+    /// Number of packets.
+    pub fn len(&self) -> usize {
+        self.packets.len()
+    }
+
     /// Whether nothing was opened.
     pub fn is_empty(&self) -> bool {
         self.packets.is_empty()

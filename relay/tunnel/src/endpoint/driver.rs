@@ -1,0 +1,465 @@
+//! The loop: one task that waits for whatever comes first and does one bounded turn of work.
+//!
+//! A turn reads bursts from the UDP socket and the relays, opens them, and writes what is inside to
+//! the TUN device in one batch; then it reads the TUN device, and seals and sends what it read.
+//! After a turn with work the other tasks get the thread.
+
+use std::collections::{HashMap, HashSet};
+use std::net::{Ipv6Addr, SocketAddr};
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use relay_wire::derp_map::DerpMap;
+use relay_wire::disco::TxId;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::Sleep;
+
+use super::commands::Command;
+use super::handle::{Pong, States};
+use super::node::{FEATURES, LocalNode};
+use super::peers::Peers;
+use super::relays::{Received, Relays};
+use super::{EndpointConfig, Event, IDLE};
+use crate::Error;
+use crate::datagram::{self, Datagram, Delivery, Fragments, Outbox, Reassembler};
+use crate::path::{self, PathConfig, PathState, Paths, PeerId};
+use crate::stack::{Injection, KernelStack, Tun};
+use crate::udp::{ReceiveBuffers, UdpOffloads, UdpSocket};
+use crate::wireguard::{Identity, Opened};
+
+/// Relayed packets, datagrams and commands taken in one turn.
+const BATCH: usize = 128;
+/// How often the machine's addresses are read again.
+const INTERFACES: Duration = Duration::from_secs(10);
+/// Tunnel MTU over a relay between relay ends: relays carry any size.
+const RELAY_MTU: u16 = 1420;
+/// Timers are not exacter than this, so that a busy loop need not set them each turn.
+const SLACK: Duration = Duration::from_millis(1);
+
+/// The loop's ends of the channels to the rest.
+pub(super) struct Channels {
+    pub(super) inbox: mpsc::Receiver<Command>,
+    /// For tasks of the loop's own that report back; weak, so that the loop ends with the handles.
+    pub(super) commands: mpsc::WeakSender<Command>,
+    pub(super) events: mpsc::Sender<Event>,
+    pub(super) outbox: Outbox,
+    pub(super) delivery: Delivery,
+    pub(super) node: watch::Sender<Option<LocalNode>>,
+}
+
+/// All state of one endpoint.
+pub(super) struct Driver {
+    pub(super) identity: Identity,
+    pub(super) addresses: Vec<Ipv6Addr>,
+    pub(super) keepalive: bool,
+    pub(super) udp: UdpSocket,
+    pub(super) tun: Tun,
+    pub(super) stack: KernelStack,
+    pub(super) peers: Peers,
+    pub(super) paths: Paths,
+    pub(super) relays: Relays,
+    pub(super) receive: ReceiveBuffers,
+    pub(super) opened: Opened,
+    pub(super) fragments: Fragments,
+    pub(super) reassembler: Reassembler,
+    pub(super) delivery: Delivery,
+    pub(super) tsmp: HashMap<[u8; 8], (Instant, mpsc::Sender<Duration>)>,
+    pub(super) disco: HashMap<TxId, oneshot::Sender<Result<Pong, Error>>>,
+    /// Packets this loop made for the kernel.
+    pub(super) to_tun: Vec<Vec<u8>>,
+    pub(super) scratch: Vec<u8>,
+    /// Something in [`LocalNode`] may have changed.
+    pub(super) node_changed: bool,
+    pub(super) commands: mpsc::WeakSender<Command>,
+    states: States,
+    template: LocalNode,
+    direct: bool,
+    events: mpsc::Sender<Event>,
+    node: watch::Sender<Option<LocalNode>>,
+    inbox: mpsc::Receiver<Command>,
+    outbox: Outbox,
+    injections: mpsc::UnboundedReceiver<Injection>,
+    relayed: mpsc::Receiver<Received>,
+    /// Causes of warnings that were told.
+    said: HashSet<String>,
+    interfaces_at: Instant,
+    busy_at: Instant,
+    released: bool,
+}
+
+/// What woke the loop.
+enum Wake {
+    Packets,
+    Relayed,
+    Datagrams,
+    Commands(usize),
+    Injected(Injection),
+    Timer,
+}
+
+impl Driver {
+    pub(super) fn new(
+        config: EndpointConfig,
+        tun: Tun,
+        stack: KernelStack,
+        channels: Channels,
+    ) -> Result<Driver, Error> {
+        let offloads = UdpOffloads {
+            segmentation: config.offloads.udp_send,
+            coalescing: config.offloads.udp_receive,
+        };
+        let udp = UdpSocket::bind(config.udp_port.unwrap_or(0), offloads)?;
+        let public = config.node.public();
+        let template = LocalNode {
+            id: config.id,
+            key: public,
+            disco: config.disco.public(),
+            home: 0,
+            addresses: config.addresses.clone(),
+            endpoints: Vec::new(),
+            latency: Default::default(),
+            features: FEATURES,
+        };
+        let identity = Identity::new(config.node.to_bytes());
+        let paths = Paths::new(
+            PathConfig {
+                disco: config.disco,
+                node: public,
+                direct: config.direct,
+                max_mtu: config.max_mtu,
+                relay_mtu: RELAY_MTU.min(config.max_mtu),
+            },
+            rand::random(),
+        );
+        let (sender, relayed) = mpsc::channel(4 * BATCH);
+        let commands = channels.commands.clone();
+        let relays = Relays::new(
+            config.node,
+            config.tls,
+            config.force_websockets,
+            sender,
+            commands.clone(),
+        );
+        let now = Instant::now();
+        let mut driver = Driver {
+            identity,
+            addresses: config.addresses,
+            keepalive: config.keepalive,
+            injections: stack.injections(),
+            udp,
+            tun,
+            stack,
+            peers: Peers::default(),
+            paths,
+            relays,
+            receive: ReceiveBuffers::default(),
+            opened: Opened::default(),
+            fragments: Fragments::new(rand::random()),
+            reassembler: Reassembler::default(),
+            delivery: channels.delivery,
+            tsmp: HashMap::new(),
+            disco: HashMap::new(),
+            to_tun: Vec::new(),
+            scratch: Vec::new(),
+            node_changed: false,
+            commands,
+            states: Arc::new(Mutex::new(HashMap::new())),
+            template,
+            direct: config.direct,
+            events: channels.events,
+            node: channels.node,
+            inbox: channels.inbox,
+            outbox: channels.outbox,
+            relayed,
+            said: HashSet::new(),
+            interfaces_at: now + INTERFACES,
+            busy_at: now,
+            released: true,
+        };
+        driver.read_interfaces(now);
+        Ok(driver)
+    }
+
+    pub(super) fn states(&self) -> States {
+        self.states.clone()
+    }
+
+    /// Runs until the last handle is gone.
+    pub(super) async fn run(mut self) {
+        let mut relayed = Vec::new();
+        let mut datagrams: Vec<Datagram> = Vec::new();
+        let mut commands = Vec::new();
+        let mut sleep = Box::pin(tokio::time::sleep(Duration::ZERO));
+        let mut sleeps_until = Instant::now();
+        loop {
+            self.set_sleep(&mut sleep, &mut sleeps_until);
+            let wake = tokio::select! {
+                _ = self.udp.readable() => Wake::Packets,
+                _ = self.tun.readable() => Wake::Packets,
+                count = self.relayed.recv_many(&mut relayed, BATCH), if !self.relayed.is_closed() => {
+                    let _ = count;
+                    Wake::Relayed
+                }
+                _ = self.outbox.recv_many(&mut datagrams, BATCH) => Wake::Datagrams,
+                count = self.inbox.recv_many(&mut commands, BATCH) => Wake::Commands(count),
+                Some(injection) = self.injections.recv() => Wake::Injected(injection),
+                () = &mut sleep => Wake::Timer,
+            };
+            let now = Instant::now();
+            match wake {
+                Wake::Commands(0) => break,
+                Wake::Injected(injection) => self.inject(injection),
+                Wake::Timer => self.handle_timers(now),
+                Wake::Packets | Wake::Relayed | Wake::Datagrams | Wake::Commands(_) => {}
+            }
+            for command in commands.drain(..) {
+                self.handle_command(command, now);
+            }
+            for datagram in datagrams.drain(..) {
+                self.send_inner_datagram(&datagram);
+            }
+            let mut worked = !relayed.is_empty();
+            self.take_relayed(&relayed, now);
+            relayed.clear();
+            worked |= self.take_udp(now);
+            // Answers and acknowledgements that the kernel makes of what came in go out at once.
+            worked |= self.take_tun();
+            self.flush(now).await;
+            self.handle_events(now);
+            self.flush(now).await;
+            self.publish();
+            if worked {
+                self.busy_at = now;
+                self.released = false;
+                tokio::task::yield_now().await;
+            }
+        }
+        self.delivery.close();
+    }
+
+    fn set_sleep(&mut self, sleep: &mut Pin<Box<Sleep>>, until: &mut Instant) {
+        let idle = (!self.released).then(|| (self.busy_at + IDLE, "give buffers back"));
+        let fragments = self.reassembler.poll_timeout().map(|at| (at, "fragments"));
+        let interfaces = self
+            .direct
+            .then_some((self.interfaces_at, "read interfaces"));
+        let next = [
+            self.paths.poll_timeout(),
+            self.peers.poll_timeout(),
+            idle,
+            fragments,
+            interfaces,
+        ];
+        let next = next.into_iter().flatten().min_by_key(|(at, _)| *at);
+        let (at, reason) = next.unwrap_or((Instant::now() + Duration::from_secs(3600), "nothing"));
+        let moved = if at > *until {
+            at - *until
+        } else {
+            *until - at
+        };
+        if moved > SLACK || sleep.is_elapsed() {
+            tracing::trace!(reason, "next timer");
+            *until = at;
+            sleep.as_mut().reset(at.into());
+        }
+    }
+
+    fn handle_timers(&mut self, now: Instant) {
+        self.paths.handle_timeout(now);
+        self.identity.tick();
+        self.peers.handle_timeout(now);
+        self.reassembler.expire(now);
+        if self.direct && now >= self.interfaces_at {
+            self.read_interfaces(now);
+        }
+        if !self.released && now >= self.busy_at + IDLE {
+            self.released = true;
+            self.receive.release();
+            self.opened.release();
+            self.scratch = Vec::new();
+            self.to_tun = Vec::new();
+            self.peers.iter_mut().for_each(super::peers::Slot::release);
+        }
+    }
+
+    fn inject(&mut self, injection: Injection) {
+        let mut next = Some(injection);
+        while let Some(injection) = next {
+            match injection {
+                Injection::ToTun(packet) => self.to_tun.push(packet),
+                Injection::ToPeer(packet) => {
+                    let peer = datagram::destination(&packet)
+                        .and_then(|address| self.peers.index_of_address(address));
+                    if let Some(index) = peer {
+                        self.send_to(index, &packet);
+                    }
+                }
+            }
+            next = self.injections.try_recv().ok();
+        }
+    }
+
+    /// Puts one packet into the burst to a peer.
+    pub(super) fn send_to(&mut self, index: u32, packet: &[u8]) {
+        if let Some(slot) = self.peers.get_mut(index) {
+            slot.outgoing.push(packet);
+            self.peers.touch(index);
+        }
+    }
+
+    fn handle_events(&mut self, now: Instant) {
+        while let Some(event) = self.paths.poll_event() {
+            match event {
+                path::Event::LocalEndpoints(endpoints) => {
+                    self.template.endpoints = endpoints;
+                    self.node_changed = true;
+                }
+                path::Event::Path { peer, state } => {
+                    tracing::debug!(%peer, ?state, "path");
+                    self.set_state(peer, state);
+                    self.tell(Event::Path { peer, state });
+                    self.path_returned(peer, now);
+                }
+                path::Event::Mtu { peer, mtu } => self.set_mtu(peer, mtu),
+                path::Event::Pong { tx, rtt, via } => {
+                    if let Some(done) = self.disco.remove(&tx) {
+                        let _ = done.send(Ok(Pong { rtt, via }));
+                    }
+                }
+            }
+        }
+        if let Some(warning) = self.udp.take_warning() {
+            self.warn(warning);
+        }
+    }
+
+    /// What waited for a path goes out now; a greeting that may have been lost is repeated.
+    fn path_returned(&mut self, peer: PeerId, now: Instant) {
+        let Some(index) = self.peers.index_of_id(peer) else {
+            return;
+        };
+        if let Some(slot) = self.peers.get_mut(index) {
+            if !slot.wireguard.is_ready() && (self.keepalive || !slot.held.is_empty()) {
+                slot.wireguard.greet(true, now, &mut slot.control);
+            }
+            self.peers.touch(index);
+        }
+    }
+
+    fn set_mtu(&mut self, peer: PeerId, mtu: u16) {
+        let Some(index) = self.peers.index_of_id(peer) else {
+            return;
+        };
+        if let Some(slot) = self.peers.get_mut(index) {
+            slot.mtu = mtu;
+            for address in &slot.node.addresses {
+                self.stack.set_peer_mtu(*address, mtu);
+            }
+        }
+    }
+
+    pub(super) fn set_state(&mut self, peer: PeerId, state: PathState) {
+        let mut states = self.states.lock().unwrap_or_else(PoisonError::into_inner);
+        match states.get(&peer) {
+            Some(watch) if state == PathState::None && watch.receiver_count() == 0 => {
+                states.remove(&peer);
+            }
+            Some(watch) => {
+                watch.send_replace(state);
+            }
+            None if state == PathState::None => {}
+            None => {
+                states.insert(peer, watch::channel(state).0);
+            }
+        }
+    }
+
+    pub(super) fn set_map(&mut self, map: DerpMap) {
+        self.relays.set_map(map);
+        self.update_relays();
+        self.node_changed = true;
+        if self.direct {
+            let (commands, servers) = (self.commands.clone(), self.relays.stun_servers());
+            tokio::spawn(async move {
+                let found = super::relays::look_up(servers).await;
+                if let Some(commands) = commands.upgrade() {
+                    let _ = commands.send(Command::StunServers(found)).await;
+                }
+            });
+        }
+    }
+
+    /// Connects to the relays that are needed now, and leaves the others.
+    pub(super) fn update_relays(&mut self) {
+        self.relays.update(&self.peers.homes());
+    }
+
+    pub(super) fn relay_changed(&mut self, region: u16, connected: bool, now: Instant) {
+        if self.relays.home() == Some(region) {
+            self.node_changed = true;
+            self.tell(Event::Relay { region, connected });
+        }
+        if !connected {
+            return;
+        }
+        let peers: Vec<PeerId> = self
+            .peers
+            .iter_mut()
+            .filter(|slot| slot.node.home == Some(region))
+            .map(|slot| slot.id)
+            .collect();
+        for peer in peers {
+            self.path_returned(peer, now);
+        }
+    }
+
+    pub(super) fn read_interfaces(&mut self, now: Instant) {
+        self.interfaces_at = now + INTERFACES;
+        if !self.direct {
+            return;
+        }
+        match path::interfaces() {
+            Ok(addresses) => {
+                let dual = self.udp.is_dual_stack();
+                let port = self.udp.port();
+                let usable = addresses.into_iter().filter(|ip| dual || ip.is_ipv4());
+                let endpoints: Vec<_> = usable.map(|ip| SocketAddr::new(ip, port)).collect();
+                self.paths.set_local_endpoints(&endpoints);
+            }
+            Err(error) => tracing::debug!(%error, "reading the machine's addresses"),
+        }
+    }
+
+    /// Tells the rest about this node, when it has changed and a relay of its own hears for it.
+    fn publish(&mut self) {
+        if !std::mem::take(&mut self.node_changed) {
+            return;
+        }
+        let Some(home) = self.relays.connected_home() else {
+            return;
+        };
+        self.template.home = home;
+        self.template.latency = self.relays.latency();
+        let node = &self.template;
+        self.node.send_if_modified(|current| {
+            let changed = current.as_ref() != Some(node);
+            if changed {
+                *current = Some(node.clone());
+            }
+            changed
+        });
+    }
+
+    pub(super) fn tell(&self, event: Event) {
+        let _ = self.events.try_send(event);
+    }
+
+    /// Tells a warning unless it was told before.
+    pub(super) fn warn(&mut self, text: String) {
+        if self.said.insert(text.clone()) {
+            tracing::warn!("{text}");
+            self.tell(Event::Warning(text));
+        }
+    }
+}
