@@ -3,10 +3,14 @@
 
 #![allow(clippy::print_stdout, clippy::unwrap_used)]
 
-use std::io;
+use std::io::{self, BufRead, BufReader};
 use std::net::{Ipv6Addr, SocketAddrV6};
-use std::time::Duration;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use relay_tunnel::stack::{
     Incoming, Injection, KernelStack, NetHelper, Offloads, StackOptions, Step, Tun, Verdict, start,
 };
@@ -28,6 +32,8 @@ struct Side {
     injections: mpsc::UnboundedReceiver<Injection>,
     /// The largest packet that gets through to this side; larger ones vanish.
     path: usize,
+    /// The most packets one read gave.
+    most: Arc<AtomicUsize>,
 }
 
 impl Side {
@@ -45,6 +51,7 @@ impl Side {
                 injections: stack.injections(),
                 stack,
                 path: usize::MAX,
+                most: Arc::default(),
             }),
             Err(error) => {
                 println!("skip: {error}");
@@ -61,7 +68,10 @@ impl Side {
                 .tun
                 .try_read(&mut |packet| packets.push(packet.to_vec()))
             {
-                Ok(_) => other.receive(self, &packets),
+                Ok(count) => {
+                    self.most.fetch_max(count, Ordering::Relaxed);
+                    other.receive(self, &packets);
+                }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                 Err(error) => panic!("{error}"),
             }
@@ -110,6 +120,7 @@ struct Pair {
     client: KernelStack,
     agent: KernelStack,
     orders: mpsc::UnboundedSender<Order>,
+    most: Arc<AtomicUsize>,
 }
 
 impl Pair {
@@ -130,6 +141,7 @@ fn pair_with(options: StackOptions, place: Place) -> Option<Pair> {
         client: client.stack.clone(),
         agent: agent.stack.clone(),
         orders,
+        most: Arc::clone(&client.most),
     };
     tokio::spawn(async move {
         loop {
@@ -227,6 +239,7 @@ async fn sixty_four_mebibytes_each_way_arrive_unchanged() {
     let Some(pair) = pair() else { return };
     large(&pair, 1420);
     exchange(&pair, 64 * MEBIBYTE).await;
+    assert!(pair.most.load(Ordering::Relaxed) > 16, "no super-packets");
 }
 
 #[tokio::test]
@@ -239,6 +252,7 @@ async fn it_works_without_any_offload() {
         return;
     };
     exchange(&pair, 4 * MEBIBYTE).await;
+    assert_eq!(pair.most.load(Ordering::Relaxed), 1);
 }
 
 #[tokio::test]
@@ -358,6 +372,41 @@ async fn two_hundred_connections_over_two_hundred_ports_keep_apart() {
 }
 
 #[tokio::test]
+async fn a_thousand_connections_to_one_port_at_once_are_all_served() {
+    let Some(pair) = pair() else { return };
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
+    let raised = rustix::process::Rlimit {
+        current: limit.maximum,
+        ..limit
+    };
+    rustix::process::setrlimit(rustix::process::Resource::Nofile, raised).unwrap();
+    let mut incoming = pair.agent.incoming();
+    let serving = tokio::spawn(async move {
+        let mut streams = Vec::new();
+        let mut accepting = JoinSet::new();
+        for _ in 0..1000 {
+            accepting.spawn(next(&mut incoming).await.accept());
+        }
+        while let Some(stream) = accepting.join_next().await {
+            streams.push(stream.unwrap().unwrap());
+        }
+        streams
+    });
+    let mut calls = JoinSet::new();
+    for _ in 0..1000 {
+        let client = pair.client.clone();
+        let remote = SocketAddrV6::new(AGENT, PORT, 0, 0);
+        calls.spawn(async move { client.connect(CLIENT, remote).await.unwrap() });
+    }
+    let streams = timeout(PATIENCE, calls.join_all()).await.unwrap();
+    assert_eq!(streams.len(), 1000);
+    assert_eq!(
+        timeout(PATIENCE, serving).await.unwrap().unwrap().len(),
+        1000
+    );
+}
+
+#[tokio::test]
 async fn a_path_that_shrinks_and_grows_does_not_stall_a_stream() {
     let Some(pair) = pair() else { return };
     large(&pair, 8920);
@@ -424,6 +473,71 @@ async fn kernels_without_some_offloads_do_with_less() {
         let offloads = tun.offloads(Offloads::default());
         assert_eq!((offloads.tun_tcp, offloads.tun_udp), (tcp, udp));
     }
+}
+
+/// Runs until it is killed, for `the_helper_ends_with_relay_and_not_before`.
+#[tokio::test]
+#[ignore = "the_helper_ends_with_relay_and_not_before runs it"]
+async fn a_stack_that_waits() {
+    let helper = NetHelper::spawn().unwrap();
+    let _helper = start(helper, &[CLIENT], StackOptions::default());
+    println!("waiting");
+    tokio::time::sleep(PATIENCE).await;
+}
+
+#[test]
+fn the_helper_ends_with_relay_and_not_before() {
+    let mut relay = std::process::Command::new(std::env::current_exe().unwrap())
+        .args(["--ignored", "--exact", "a_stack_that_waits", "--nocapture"])
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let output = BufReader::new(relay.stdout.take().unwrap());
+    assert!(
+        output
+            .lines()
+            .map_while(Result::ok)
+            .any(|line| line.contains("waiting"))
+    );
+    let helper = helper_of(relay.id()).expect("a helper");
+    for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP] {
+        kill(helper, signal).unwrap();
+    }
+    std::thread::sleep(Duration::from_millis(50));
+    assert!(kill(helper, None).is_ok(), "it ended by a signal for relay");
+    assert!(
+        anonymous_kibibytes(helper) < 2048,
+        "it holds too much memory"
+    );
+    relay.kill().unwrap();
+    relay.wait().unwrap();
+    let end = Instant::now() + PATIENCE;
+    while kill(helper, None).is_ok() {
+        assert!(Instant::now() < end, "it outlived relay");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+fn helper_of(process: u32) -> Option<Pid> {
+    let threads = std::fs::read_dir(format!("/proc/{process}/task")).ok()?;
+    threads.flatten().find_map(|thread| {
+        let children = std::fs::read_to_string(thread.path().join("children")).ok()?;
+        children
+            .split_whitespace()
+            .next()?
+            .parse()
+            .ok()
+            .map(Pid::from_raw)
+    })
+}
+
+fn anonymous_kibibytes(process: Pid) -> usize {
+    let status = std::fs::read_to_string(format!("/proc/{process}/status")).unwrap();
+    let line = status
+        .lines()
+        .find(|line| line.starts_with("RssAnon:"))
+        .unwrap();
+    line.split_whitespace().nth(1).unwrap().parse().unwrap()
 }
 
 /// Runs in a namespace that `own_namespace_mode` made for it: as a container does that may have the

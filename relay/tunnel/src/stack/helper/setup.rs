@@ -68,6 +68,7 @@ pub(super) fn run(setup: &Setup) -> Result<(OwnedFd, Interface), Failure> {
         (Err(errno), _) => return Err(fail(Step::MakeInterface)(errno)),
     };
     let mut notes = Vec::new();
+    interface_settings(&name, &mut notes);
     if place == Place::PrivateNamespace {
         if let Err(errno) = device::set_persistent(&device) {
             notes.push(format!("the TUN device is not persistent: {errno}"));
@@ -181,20 +182,29 @@ fn configure(
     Ok((netlink, index))
 }
 
+/// Settings of the device alone, before it comes up: IPv6 on, and no address but those it is given.
+fn interface_settings(name: &str, notes: &mut Vec<String>) {
+    for (setting, value) in [
+        ("disable_ipv6", "0"),
+        ("accept_ra", "0"),
+        ("addr_gen_mode", "1"),
+    ] {
+        let path = format!("/proc/sys/net/ipv6/conf/{name}/{setting}");
+        if let Err(error) = fs::write(path, value) {
+            notes.push(format!(
+                "{setting} of the TUN device stays as it is: {error}"
+            ));
+        }
+    }
+}
+
 /// Settings of the private namespace. Those an older kernel lacks are noted, not needed.
 fn settings(receive_window: u32, notes: &mut Vec<String>) {
     let window = receive_window.max(65_536);
     let start = window.min(131_072);
     let receive = format!("4096 {start} {window}");
-    // The order matters where one needs another: addresses are generated when the device comes up.
     let settings = [
         ("ipv6/conf/all/disable_ipv6", "0"),
-        ("ipv6/conf/default/disable_ipv6", "0"),
-        ("ipv6/conf/default/accept_ra", "0"),
-        ("ipv6/conf/default/addr_gen_mode", "1"),
-        ("ipv6/conf/relay0/disable_ipv6", "0"),
-        ("ipv6/conf/relay0/accept_ra", "0"),
-        ("ipv6/conf/relay0/addr_gen_mode", "1"),
         ("ipv4/tcp_rmem", receive.as_str()),
         ("ipv4/tcp_wmem", "4096 65536 8388608"),
         ("ipv4/tcp_no_metrics_save", "1"),
