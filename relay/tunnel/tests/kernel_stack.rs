@@ -32,6 +32,8 @@ struct Side {
     injections: mpsc::UnboundedReceiver<Injection>,
     /// The largest packet that gets through to this side; larger ones vanish.
     path: usize,
+    /// Whether packets go to the kernel past the stack.
+    blind: bool,
     /// The most packets one read gave.
     most: Arc<AtomicUsize>,
 }
@@ -51,6 +53,7 @@ impl Side {
                 injections: stack.injections(),
                 stack,
                 path: usize::MAX,
+                blind: false,
                 most: Arc::default(),
             }),
             Err(error) => {
@@ -93,6 +96,10 @@ impl Side {
         let mut passed: Vec<&[u8]> = Vec::new();
         let mut answers = Vec::new();
         for packet in packets.iter().filter(|packet| packet.len() <= path) {
+            if self.blind {
+                passed.push(packet);
+                continue;
+            }
             match self.stack.inspect(packet) {
                 Verdict::Pass => passed.push(packet),
                 Verdict::Held | Verdict::Drop => {}
@@ -114,6 +121,7 @@ enum Place {
 
 enum Order {
     Path(usize),
+    Blind(bool),
 }
 
 struct Pair {
@@ -155,6 +163,7 @@ fn pair_with(options: StackOptions, place: Place) -> Option<Pair> {
                 Some(injection) = agent.injections.recv() => agent.inject(&mut client, injection),
                 Some(order) = ordered.recv() => match order {
                     Order::Path(path) => (client.path, agent.path) = (path, path),
+                    Order::Blind(blind) => agent.blind = blind,
                 },
             }
         }
@@ -369,6 +378,29 @@ async fn two_hundred_connections_over_two_hundred_ports_keep_apart() {
         });
     }
     timeout(PATIENCE, calls.join_all()).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_connection_that_slipped_past_is_dialled_when_it_is_accepted() {
+    let Some(pair) = pair() else { return };
+    let mut incoming = pair.agent.incoming();
+    let accept = async { next(&mut incoming).await.accept().await.unwrap() };
+    let (_first, _stream) = tokio::join!(pair.connect(PORT), accept);
+    pair.orders.send(Order::Blind(true)).unwrap();
+    tokio::task::yield_now().await;
+    let mut client = pair.connect(PORT).await.unwrap();
+    let offer = next(&mut incoming).await;
+    assert_eq!(offer.source().port(), client.local_addr().unwrap().port());
+    let mut agent = offer.accept().await.unwrap();
+    agent.write_u8(7).await.unwrap();
+    assert_eq!(
+        timeout(PATIENCE, client.read_u8()).await.unwrap().unwrap(),
+        7
+    );
+    let mut client = pair.connect(PORT).await.unwrap();
+    next(&mut incoming).await.refuse();
+    let end = timeout(PATIENCE, client.read_u8()).await.unwrap();
+    assert_eq!(end.unwrap_err().kind(), io::ErrorKind::ConnectionReset);
 }
 
 #[tokio::test]

@@ -1,5 +1,9 @@
-//! Finds neighbours in a burst that the kernel may take as one super-packet. It only plans: the
-//! payload is never copied, only the headers are.
+//! Finds neighbours in a burst that the kernel may take as one super-packet, and has them written
+//! so. Payloads are never copied, only headers are.
+
+use std::io::IoSlice;
+
+use rustix::io::Errno;
 
 use super::packet::{
     ACK, FIN, IPV6_HEADER, PSH, TCP, UDP, fold, length_sum, pseudo_sum, put_u16, u16_at, u32_at,
@@ -94,6 +98,70 @@ impl Train {
         };
         let pseudo = fold(pseudo_sum(headers, protocol) + length_sum(length));
         headers[field..field + 2].copy_from_slice(&pseudo);
+    }
+}
+
+/// Which packets are merged: fewer as the kernel refuses them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Merger {
+    pub(super) tcp: bool,
+    pub(super) udp: bool,
+}
+
+impl Merger {
+    /// Gives the pieces of one write after another to `write` until all packets are written.
+    /// Packets the kernel has no room for are lost, as on any network.
+    pub(super) fn write_all(
+        &mut self,
+        packets: &[&[u8]],
+        write: &mut dyn FnMut(&[IoSlice<'_>]) -> Result<(), Errno>,
+    ) -> Result<(), Errno> {
+        let mut write = |pieces: &[IoSlice<'_>]| match write(pieces) {
+            Err(Errno::AGAIN | Errno::NOBUFS) => Ok(()),
+            outcome => outcome,
+        };
+        let mut rest = packets;
+        while !rest.is_empty() {
+            let train = Train::find(rest, self.tcp, self.udp);
+            let (now, later) = rest.split_at(train.packets);
+            rest = later;
+            if now.len() > 1 {
+                let mut pieces = Vec::with_capacity(1 + now.len());
+                pieces.push(IoSlice::new(train.start()));
+                pieces.extend(
+                    now.iter()
+                        .map(|packet| IoSlice::new(&packet[train.headers..])),
+                );
+                match write(&pieces) {
+                    Err(Errno::INVAL) => self.switch_off(now[0][6]),
+                    outcome => {
+                        outcome?;
+                        continue;
+                    }
+                }
+            }
+            for packet in now {
+                let pieces = [IoSlice::new(&[0; VNET_HEADER]), IoSlice::new(packet)];
+                match write(&pieces) {
+                    // Only the packet itself can be the reason.
+                    Err(Errno::INVAL) => {}
+                    outcome => outcome?,
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn switch_off(&mut self, protocol: u8) {
+        let (merging, name) = match protocol {
+            UDP => (&mut self.udp, "UDP"),
+            _ => (&mut self.tcp, "TCP"),
+        };
+        *merging = false;
+        tracing::warn!(
+            "the kernel refuses {name} super-packets on the TUN device: every packet is written \
+             by itself from now on, which is slower"
+        );
     }
 }
 
@@ -279,6 +347,32 @@ mod tests {
         let mut marked = piece(100, ACK, 100);
         marked[1] |= 0x30;
         assert_eq!(length_of(&[a, marked]), 1, "other congestion mark");
+    }
+
+    #[test]
+    fn a_kernel_that_refuses_super_packets_gets_every_packet_by_itself_and_no_more_of_them() {
+        let packets: Vec<Vec<u8>> = (0..3).map(|n| piece(n * 100, ACK, 100)).collect();
+        let mut merger = Merger {
+            tcp: true,
+            udp: true,
+        };
+        let mut written: Vec<Vec<u8>> = Vec::new();
+        let mut attempts = 0;
+        let mut write = |pieces: &[IoSlice<'_>]| {
+            attempts += 1;
+            if pieces[0][1] != 0 {
+                return Err(Errno::INVAL);
+            }
+            written.push(pieces[1].to_vec());
+            Err(Errno::AGAIN)
+        };
+        merger.write_all(&refs(&packets), &mut write).unwrap();
+        merger.write_all(&refs(&packets), &mut write).unwrap();
+        assert_eq!(attempts, 7);
+        assert_eq!(written, [packets.clone(), packets].concat());
+        assert_eq!((merger.tcp, merger.udp), (false, true));
+        let broken = merger.write_all(&[&[0; 60]], &mut |_| Err(Errno::IO));
+        assert_eq!(broken, Err(Errno::IO));
     }
 
     #[test]

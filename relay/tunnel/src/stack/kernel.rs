@@ -11,6 +11,7 @@ use tokio::net::{TcpSocket, TcpStream};
 use tokio::sync::{mpsc, oneshot};
 
 use super::accept::{Accepts, OnReset, OnSyn, PAIR_TIMEOUT, Ticket};
+use super::coalesce::Merger;
 use super::helper::{Helper, Place};
 use super::listeners::Listeners;
 use super::mtu::PeerMtus;
@@ -79,16 +80,15 @@ pub(super) fn start(
         incoming: Mutex::default(),
         injections: Mutex::new(Injections::new()),
     });
-    let tun = Tun::new(
-        ready.device,
-        Arc::clone(&shared),
-        ready.tcp_offload,
-        ready.udp_offload,
-    )
-    .map_err(|source| Error::System {
-        what: "watching the TUN device",
-        source,
-    })?;
+    let merger = Merger {
+        tcp: ready.tcp_offload,
+        udp: ready.udp_offload,
+    };
+    let tun =
+        Tun::new(ready.device, Arc::clone(&shared), merger).map_err(|source| Error::System {
+            what: "watching the TUN device",
+            source,
+        })?;
     Ok((tun, KernelStack { shared }))
 }
 
@@ -229,6 +229,10 @@ impl Shared {
             },
             None => stream,
         };
+        tracing::debug!(
+            port = flow.destination_port,
+            "accepted before the application was dialled"
+        );
         // Nobody was: an old SYN opened it, or the peer was faster than its own reset.
         if stream.peer_addr().is_err() {
             return;

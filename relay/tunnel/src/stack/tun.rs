@@ -4,11 +4,10 @@ use std::io::{self, IoSlice};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use rustix::io::Errno;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
-use super::coalesce::Train;
+use super::coalesce::Merger;
 use super::kernel::{Shared, lock};
 use super::packet::{self, IPV6_HEADER, MIN_MTU};
 use super::segment::{VNET_HEADER, VnetHeader, cut};
@@ -23,17 +22,11 @@ pub struct Tun {
     device: AsyncFd<OwnedFd>,
     buffer: Vec<u8>,
     shared: Arc<Shared>,
-    merge_tcp: bool,
-    merge_udp: bool,
+    merger: Merger,
 }
 
 impl Tun {
-    pub(super) fn new(
-        device: OwnedFd,
-        shared: Arc<Shared>,
-        merge_tcp: bool,
-        merge_udp: bool,
-    ) -> io::Result<Self> {
+    pub(super) fn new(device: OwnedFd, shared: Arc<Shared>, merger: Merger) -> io::Result<Self> {
         // SAFETY: an `OwnedFd` stays open and the same until it is dropped, which the `AsyncFd`
         // that owns it does last.
         let device = unsafe { AsyncFd::register_with_interest(device, Interest::READABLE) }?;
@@ -41,16 +34,15 @@ impl Tun {
             device,
             buffer: vec![0; BUFFER],
             shared,
-            merge_tcp,
-            merge_udp,
+            merger,
         })
     }
 
     /// The offloads that the kernel granted, those of the UDP socket as they were asked for.
     pub fn offloads(&self, wanted: Offloads) -> Offloads {
         Offloads {
-            tun_tcp: self.merge_tcp,
-            tun_udp: self.merge_udp,
+            tun_tcp: self.merger.tcp,
+            tun_udp: self.merger.udp,
             ..wanted
         }
     }
@@ -110,69 +102,10 @@ impl Tun {
     }
 
     fn write_merged(&mut self, packets: &[&[u8]]) -> io::Result<()> {
-        let mut rest = packets;
-        while !rest.is_empty() {
-            let train = Train::find(rest, self.merge_tcp, self.merge_udp);
-            let (now, later) = rest.split_at(train.packets);
-            if let [packet] = now {
-                self.write_one(packet)?;
-            } else if !self.write_train(&train, now)? {
-                for packet in now {
-                    self.write_one(packet)?;
-                }
-            }
-            rest = later;
-        }
-        Ok(())
-    }
-
-    fn write_one(&self, packet: &[u8]) -> io::Result<()> {
-        let note = [0; VNET_HEADER];
-        let pieces = [IoSlice::new(&note), IoSlice::new(packet)];
-        match self.write(&pieces) {
-            // Only the packet itself can be the reason.
-            Err(Errno::INVAL) => Ok(()),
-            outcome => Ok(outcome?),
-        }
-    }
-
-    /// Whether the kernel takes super-packets.
-    fn write_train(&mut self, train: &Train, packets: &[&[u8]]) -> io::Result<bool> {
-        let mut pieces = Vec::with_capacity(1 + packets.len());
-        pieces.push(IoSlice::new(train.start()));
-        pieces.extend(
-            packets
-                .iter()
-                .map(|packet| IoSlice::new(&packet[train.headers..])),
-        );
-        match self.write(&pieces) {
-            Err(Errno::INVAL) => {
-                let udp = packets[0][6] == packet::UDP;
-                let merging = if udp {
-                    &mut self.merge_udp
-                } else {
-                    &mut self.merge_tcp
-                };
-                *merging = false;
-                tracing::warn!(
-                    "the kernel refuses {} super-packets on the TUN device; every packet is \
-                     written by itself from now on",
-                    if udp { "UDP" } else { "TCP" }
-                );
-                Ok(false)
-            }
-            outcome => {
-                outcome?;
-                Ok(true)
-            }
-        }
-    }
-
-    fn write(&self, pieces: &[IoSlice<'_>]) -> Result<(), Errno> {
-        match rustix::io::retry_on_intr(|| rustix::io::writev(self.device.get_ref(), pieces)) {
-            // A full queue drops.
-            Ok(_) | Err(Errno::AGAIN | Errno::NOBUFS) => Ok(()),
-            Err(errno) => Err(errno),
-        }
+        let device = self.device.get_ref();
+        let mut write = |pieces: &[IoSlice<'_>]| {
+            rustix::io::retry_on_intr(|| rustix::io::writev(device, pieces)).map(drop)
+        };
+        Ok(self.merger.write_all(packets, &mut write)?)
     }
 }
