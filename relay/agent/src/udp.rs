@@ -9,7 +9,9 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use relay_engine::sessions::Sessions;
+use relay_tunnel::datagram::Datagram;
 use tokio::net::UdpSocket;
+use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
 
 use crate::tcp::LOOPBACKS;
@@ -22,20 +24,48 @@ const DNS: u16 = 53;
 /// Flows of all peers. When there are more, the one that was silent for longest makes room.
 const FLOWS: usize = 4096;
 const LARGEST: usize = 65_536;
-/// How often flows that were silent for too long are looked for.
-pub(crate) const SWEEP: Duration = Duration::from_secs(1);
+/// Answers that may wait for the tunnel.
+const ANSWERS: usize = 256;
 
 /// What a flow is known by: the peer's end, and this agent's.
 type Key = (SocketAddrV6, SocketAddrV6);
 
-/// Where answers go: from this agent's end of the flow, to the peer's.
-pub(crate) type Reply = Arc<dyn Fn(SocketAddrV6, SocketAddrV6, Bytes) + Send + Sync>;
+/// Serves datagrams until the tunnel is closed; `send` takes the answers.
+pub(crate) async fn serve<F>(mut incoming: mpsc::Receiver<Datagram>, send: impl Fn(Datagram) -> F)
+where
+    F: Future<Output = Result<(), relay_tunnel::Error>>,
+{
+    let (answers, mut outgoing) = mpsc::channel(ANSWERS);
+    let mut flows = Flows::new(answers);
+    loop {
+        let expiry = flows.next_expiry();
+        tokio::select! {
+            datagram = incoming.recv() => match datagram {
+                Some(datagram) => flows.deliver(datagram),
+                None => return,
+            },
+            Some(answer) = outgoing.recv() => {
+                if let Err(error) = send(answer).await {
+                    tracing::debug!(%error, "an answer is lost");
+                }
+            }
+            () = sleep_until(expiry) => flows.sweep(Instant::now()),
+        }
+    }
+}
+
+async fn sleep_until(instant: Option<Instant>) {
+    match instant {
+        Some(instant) => tokio::time::sleep_until(instant.into()).await,
+        None => std::future::pending().await,
+    }
+}
 
 /// All flows of an agent.
-pub(crate) struct Flows {
+struct Flows {
     dns: Sessions<Key, Flow>,
     other: Sessions<Key, Flow>,
-    reply: Reply,
+    answers: mpsc::Sender<Datagram>,
     /// One buffer for all: it is used only between two awaits.
     buffer: Arc<Mutex<Vec<u8>>>,
 }
@@ -54,6 +84,16 @@ struct State {
     refused: AtomicBool,
 }
 
+impl State {
+    fn answered(&self) -> Instant {
+        *self.answered.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn note_answer(&self, now: Instant) {
+        *self.answered.lock().unwrap_or_else(PoisonError::into_inner) = now;
+    }
+}
+
 impl Drop for Flow {
     fn drop(&mut self) {
         self.reader.abort();
@@ -61,27 +101,32 @@ impl Drop for Flow {
 }
 
 impl Flows {
-    pub(crate) fn new(reply: Reply) -> Flows {
+    fn new(answers: mpsc::Sender<Datagram>) -> Flows {
         Flows {
             dns: Sessions::new(FLOWS, IDLE_DNS),
             other: Sessions::new(FLOWS, IDLE),
-            reply,
+            answers,
             buffer: Arc::new(Mutex::new(vec![0; LARGEST])),
         }
     }
 
     /// Hands a peer's datagram to its app. An app that is not there is nobody's error: UDP may
     /// lose anything.
-    pub(crate) fn deliver(&mut self, source: SocketAddrV6, destination: SocketAddrV6, data: &[u8]) {
+    fn deliver(&mut self, datagram: Datagram) {
+        let Datagram {
+            source,
+            destination,
+            payload,
+        } = datagram;
         let (key, now) = ((source, destination), Instant::now());
         if let Some(flow) = self.table(destination.port()).get(&key, now) {
-            let sent = flow.socket.try_send(data);
+            let sent = flow.socket.try_send(&payload);
             if !is_refused(&sent) && !flow.state.refused.load(Ordering::Relaxed) {
                 return;
             }
             self.table(destination.port()).remove(&key);
         }
-        match open(destination.port(), data) {
+        match open(destination.port(), &payload) {
             Ok(socket) => {
                 let flow = self.start(key, socket, now);
                 self.table(destination.port()).insert(key, flow, now);
@@ -93,16 +138,19 @@ impl Flows {
     }
 
     /// Ends flows that were silent for too long.
-    pub(crate) fn sweep(&mut self, now: Instant) {
+    fn sweep(&mut self, now: Instant) {
         for (table, idle) in [(&mut self.dns, IDLE_DNS), (&mut self.other, IDLE)] {
             for (key, flow) in table.expire(now) {
-                let answered = flow.state.answered.lock();
-                let answered = *answered.unwrap_or_else(PoisonError::into_inner);
-                if answered + idle > now {
+                if flow.state.answered() + idle > now {
                     table.insert(key, flow, now);
                 }
             }
         }
+    }
+
+    fn next_expiry(&self) -> Option<Instant> {
+        let (dns, other) = (self.dns.next_expiry(), self.other.next_expiry());
+        dns.into_iter().chain(other).min()
     }
 
     fn table(&mut self, port: u16) -> &mut Sessions<Key, Flow> {
@@ -123,7 +171,7 @@ impl Flows {
             key,
             Arc::clone(&socket),
             Arc::clone(&state),
-            Arc::clone(&self.reply),
+            self.answers.clone(),
             Arc::clone(&self.buffer),
         );
         Flow {
@@ -138,7 +186,7 @@ async fn read_answers(
     (peer, own): Key,
     socket: Arc<UdpSocket>,
     state: Arc<State>,
-    reply: Reply,
+    answers: mpsc::Sender<Datagram>,
     buffer: Arc<Mutex<Vec<u8>>>,
 ) {
     loop {
@@ -151,14 +199,16 @@ async fn read_answers(
             count.map(|count| Bytes::copy_from_slice(&buffer[..count]))
         };
         match received {
-            Ok(data) => {
-                let mut answered = state
-                    .answered
-                    .lock()
-                    .unwrap_or_else(PoisonError::into_inner);
-                *answered = Instant::now();
-                drop(answered);
-                reply(own, peer, data);
+            Ok(payload) => {
+                state.note_answer(Instant::now());
+                let answer = Datagram {
+                    source: own,
+                    destination: peer,
+                    payload,
+                };
+                if answers.send(answer).await.is_err() {
+                    return;
+                }
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
             Err(_) => {
@@ -204,24 +254,22 @@ fn open_at(app: SocketAddr, first: &[u8]) -> io::Result<UdpSocket> {
 mod tests {
     use std::net::{IpAddr, Ipv6Addr};
 
-    use tokio::sync::mpsc;
-
     use super::*;
 
-    type Answers = mpsc::UnboundedReceiver<(SocketAddrV6, SocketAddrV6, Bytes)>;
+    type Answers = mpsc::Receiver<Datagram>;
 
     #[tokio::test]
     async fn an_answer_goes_back_to_the_peer_that_asked() {
         for loopback in LOOPBACKS {
             let (app, port) = app(loopback).await;
             let (mut flows, mut answers) = flows();
-            flows.deliver(peer(1), own(port), b"question");
+            flows.deliver(datagram(peer(1), port, b"question"));
             let (data, from) = receive(&app).await;
             assert_eq!(data, b"question");
             app.send_to(b"answer", from).await.unwrap();
-            let (source, destination, data) = answers.recv().await.unwrap();
-            assert_eq!((source, destination), (own(port), peer(1)));
-            assert_eq!(&data[..], b"answer");
+            let answer = answers.recv().await.unwrap();
+            assert_eq!((answer.source, answer.destination), (own(port), peer(1)));
+            assert_eq!(&answer.payload[..], b"answer");
         }
     }
 
@@ -231,7 +279,7 @@ mod tests {
         let (mut flows, _answers) = flows();
         let mut seen = Vec::new();
         for number in [1, 2, 1] {
-            flows.deliver(peer(number), own(port), b"x");
+            flows.deliver(datagram(peer(number), port, b"x"));
             seen.push(receive(&app).await.1);
         }
         assert_ne!(seen[0], seen[1]);
@@ -243,11 +291,11 @@ mod tests {
         let (app, port) = app(LOOPBACKS[0]).await;
         let (mut flows, mut answers) = flows();
         let data = vec![9; 65_507];
-        flows.deliver(peer(1), own(port), &data);
+        flows.deliver(datagram(peer(1), port, &data));
         let (received, from) = receive(&app).await;
         assert_eq!(received, data);
         app.send_to(&received, from).await.unwrap();
-        assert_eq!(answers.recv().await.unwrap().2, data);
+        assert_eq!(answers.recv().await.unwrap().payload, data);
     }
 
     #[tokio::test]
@@ -255,9 +303,9 @@ mod tests {
         let (first, port) = app(LOOPBACKS[0]).await;
         drop(first);
         let (mut flows, _answers) = flows();
-        flows.deliver(peer(1), own(port), b"lost");
+        flows.deliver(datagram(peer(1), port, b"lost"));
         let late = UdpSocket::bind((LOOPBACKS[1], port)).await.unwrap();
-        flows.deliver(peer(1), own(port), b"found");
+        flows.deliver(datagram(peer(1), port, b"found"));
         assert_eq!(receive(&late).await.0, b"found");
     }
 
@@ -265,13 +313,13 @@ mod tests {
     async fn an_app_that_moves_to_the_other_family_is_found() {
         let (first, port) = app(LOOPBACKS[0]).await;
         let (mut flows, _answers) = flows();
-        flows.deliver(peer(1), own(port), b"here");
+        flows.deliver(datagram(peer(1), port, b"here"));
         receive(&first).await;
         drop(first);
         let moved = UdpSocket::bind((LOOPBACKS[1], port)).await.unwrap();
-        flows.deliver(peer(1), own(port), b"lost");
+        flows.deliver(datagram(peer(1), port, b"lost"));
         tokio::time::sleep(Duration::from_millis(20)).await;
-        flows.deliver(peer(1), own(port), b"found");
+        flows.deliver(datagram(peer(1), port, b"found"));
         assert_eq!(receive(&moved).await.0, b"found");
     }
 
@@ -279,22 +327,28 @@ mod tests {
     async fn a_silent_flow_ends_and_an_answered_one_stays() {
         let (_app, port) = app(LOOPBACKS[0]).await;
         let (mut flows, _answers) = flows();
-        flows.deliver(peer(1), own(port), b"x");
-        flows.deliver(peer(2), own(port), b"x");
+        flows.deliver(datagram(peer(1), port, b"x"));
+        flows.deliver(datagram(peer(2), port, b"x"));
         let later = Instant::now() + IDLE;
         let answered = flows.other.get(&(peer(2), own(port)), Instant::now());
-        *answered.unwrap().state.answered.lock().unwrap() = later;
+        answered.unwrap().state.note_answer(later);
         flows.sweep(later + Duration::from_secs(1));
         assert!(flows.other.get(&(peer(1), own(port)), later).is_none());
         assert!(flows.other.get(&(peer(2), own(port)), later).is_some());
     }
 
     fn flows() -> (Flows, Answers) {
-        let (sender, receiver) = mpsc::unbounded_channel();
-        let reply: Reply = Arc::new(move |source, destination, data| {
-            let _ = sender.send((source, destination, data));
-        });
-        (Flows::new(reply), receiver)
+        let (sender, receiver) = mpsc::channel(ANSWERS);
+        (Flows::new(sender), receiver)
+    }
+
+    fn datagram(source: SocketAddrV6, port: u16, payload: &[u8]) -> Datagram {
+        let payload = Bytes::copy_from_slice(payload);
+        Datagram {
+            source,
+            destination: own(port),
+            payload,
+        }
     }
 
     async fn app(loopback: IpAddr) -> (UdpSocket, u16) {
