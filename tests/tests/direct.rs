@@ -17,11 +17,12 @@ fn a_gibibyte_each_way_is_whole_and_takes_the_direct_path() {
     cluster.workspace.count_udp_from(&cluster.client);
     cluster.client.count_udp_from(&cluster.workspace);
     let forward = cluster.forward(&["--tcp", "8080:8000"]);
-    say(format_args!(
-        "idle: client {} KiB, agent {} KiB",
-        forward.memory(),
-        cluster.agents[0].memory()
-    ));
+    let (client, agent) = (forward.memory(), cluster.agents[0].memory());
+    say(format_args!("idle: client {client} KiB, agent {agent} KiB"));
+    assert!(
+        client < 24 << 10 && agent < 24 << 10,
+        "idle: {client} and {agent} KiB"
+    );
 
     let up = apps::upload(cluster.client.local(8080).expect("connect"), GIB).expect("upload");
     let down = apps::download(cluster.client.local(8080).expect("connect"), GIB).expect("download");

@@ -37,8 +37,8 @@ pub(crate) fn run(args: Args, _global: &Global) -> Result<()> {
     let app = app::start().context("cannot start the sample app")?;
     let (_server, url) = start_server(&stage)?;
     let account = create_account(&stage)?;
-    let _agent = start_agent(&stage, &url, &account)?;
-    let (forward, local) = start_forward(&stage, &url, &account, app)?;
+    let agent = start_agent(&stage, &url, &account)?;
+    let (_forward, local) = start_forward(&stage, &url, &account, app)?;
     output::result(format_args!("server     {url}"))?;
 
     let page = transfer::page(local).context("the page does not come through the forward")?;
@@ -47,7 +47,7 @@ pub(crate) fn run(args: Args, _global: &Global) -> Result<()> {
         "page       through the tunnel in {:.1} ms",
         page.took.as_secs_f64() * 1e3
     ))?;
-    output::result(format_args!("path       {}", path(&forward)))?;
+    output::result(format_args!("path       {}", path(&agent)))?;
 
     let expected = app::expected_hash(GIB);
     let tunnel = transfer::gibibyte(local, GIB, "through the tunnel")?;
@@ -133,6 +133,7 @@ fn start_agent(stage: &Stage, url: &str, account: &Account) -> Result<Part> {
     let mut command = stage.relay();
     command
         .args(["agent", "--url", url])
+        .env("RELAY_LOG", "info,relay_agent=debug")
         .env("CODER_AGENT_TOKEN", &account.agent_token);
     let agent = stage.start("relay agent", command)?;
     agent.wait_for(START, || agent.said("ready"))?;
@@ -161,16 +162,21 @@ fn start_forward(
     Ok((forward, local))
 }
 
-/// How the two ends reach each other, as the forward says it.
-fn path(forward: &Part) -> String {
+/// How the two ends reach each other, as the agent logs it.
+fn path(agent: &Part) -> String {
+    const MARK: &str = "path is ";
+    let newest = || {
+        let line = agent.line_with(MARK)?;
+        line.split_once(MARK).map(|(_, path)| path.to_owned())
+    };
     let start = Instant::now();
-    while start.elapsed() < DIRECT {
-        if let Some(line) = forward.line_with("direct") {
-            return line;
+    loop {
+        match newest() {
+            Some(path) if path.starts_with("direct") || start.elapsed() > DIRECT => return path,
+            None if start.elapsed() > DIRECT => return "unknown".to_owned(),
+            _ => std::thread::sleep(Duration::from_millis(5)),
         }
-        std::thread::sleep(Duration::from_millis(20));
     }
-    "relayed (no direct path was found)".to_owned()
 }
 
 /// A port that is free now.
