@@ -622,10 +622,47 @@ fn own_namespace_mode() {
     run_under("unshare", &["--net", "sh", "-c", script]);
 }
 
+/// Runs in what `containers_work_or_say_what_they_lack` made for it.
+#[tokio::test]
+#[ignore = "containers_work_or_say_what_they_lack runs it"]
+async fn inside_a_container() {
+    let started = start(
+        NetHelper::spawn().unwrap(),
+        &[CLIENT],
+        StackOptions::default(),
+    );
+    match started {
+        Ok(_) => println!("started"),
+        Err(error) => println!("{error}"),
+    }
+}
+
+#[test]
+fn containers_work_or_say_what_they_lack() {
+    for (capabilities, expected) in [
+        ("-sys_admin", "started"),
+        (
+            "-sys_admin,-net_admin",
+            "no kernel stack: the limit of namespaces",
+        ),
+    ] {
+        let script = format!(
+            "set -e; echo 0 > /proc/sys/user/max_user_namespaces; \
+             exec setpriv --bounding-set={capabilities} --inh-caps={capabilities} \
+             \"$0\" --ignored --exact inside_a_container --nocapture"
+        );
+        let arguments = ["--user", "--map-root-user", "--net", "sh", "-c", &script];
+        if let Some(text) = run_under("unshare", &arguments) {
+            assert!(text.contains(expected), "{text}");
+        }
+    }
+}
+
 /// Runs this program once more below another command.
-fn run_under(command: &str, arguments: &[&str]) {
+fn run_under(command: &str, arguments: &[&str]) -> Option<String> {
     if !nix::unistd::geteuid().is_root() {
-        return println!("skip: only root may make namespaces for a test");
+        println!("skip: only root may make namespaces for a test");
+        return None;
     }
     let output = std::process::Command::new(command)
         .args(arguments)
@@ -633,14 +670,19 @@ fn run_under(command: &str, arguments: &[&str]) {
         .output();
     let output = match output {
         Ok(output) => output,
-        Err(error) => return println!("skip: {command}: {error}"),
+        Err(error) => {
+            println!("skip: {command}: {error}");
+            return None;
+        }
     };
     let text = String::from_utf8_lossy(&output.stdout);
     let errors = String::from_utf8_lossy(&output.stderr);
-    match text.lines().find(|line| line.contains("skip: ")) {
-        Some(line) => println!("{line}"),
-        None => assert!(output.status.success(), "{text}{errors}"),
+    if let Some(line) = text.lines().find(|line| line.contains("skip: ")) {
+        println!("{line}");
+        return None;
     }
+    assert!(output.status.success(), "{text}{errors}");
+    Some(text.into_owned())
 }
 
 /// The same as an unprivileged user whose device may be opened: the exchange is run once more, by

@@ -6,10 +6,14 @@ use std::os::fd::OwnedFd;
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType};
 
+/// Bytes of the header of a message.
+const HEADER: usize = 16;
+
 const NEW_LINK: u16 = 16;
 const NEW_ADDRESS: u16 = 20;
 const NEW_ROUTE: u16 = 24;
 const DELETE_ROUTE: u16 = 25;
+const GET_ROUTE: u16 = 26;
 
 const REQUEST: u16 = 0x01;
 const ACKNOWLEDGE: u16 = 0x04;
@@ -36,6 +40,7 @@ const IPV6: u8 = 10;
 const MAIN_TABLE: u8 = 254;
 const STATIC: u8 = 4;
 const UNICAST: u8 = 1;
+const LOCAL: u8 = 2;
 
 /// Headers of IPv6 and TCP: a segment's payload is at most this much smaller than its packet.
 const TCP_OVERHEAD: u16 = 60;
@@ -129,32 +134,63 @@ impl Netlink {
         self.call(DELETE_ROUTE, 0, &body)
     }
 
+    /// Whether packets to `address` are taken by this namespace.
+    pub(super) fn is_local(&mut self, address: Ipv6Addr) -> Result<bool, Errno> {
+        let mut body = vec![0; 12];
+        (body[0], body[1]) = (IPV6, 128);
+        push(&mut body, ROUTE_DESTINATION, &address.octets());
+        self.send(GET_ROUTE, 0, &body)?;
+        let answer = self.receive()?;
+        Ok(answer.kind == NEW_ROUTE && answer.body.get(7) == Some(&LOCAL))
+    }
+
     fn call(&mut self, kind: u16, flags: u16, body: &[u8]) -> Result<(), Errno> {
+        self.send(kind, ACKNOWLEDGE | flags, body)?;
+        loop {
+            let answer = self.receive()?;
+            if let (ERROR, Some(code)) = (answer.kind, answer.body.first_chunk()) {
+                return match i32::from_ne_bytes(*code) {
+                    0 => Ok(()),
+                    error => Err(Errno::from_raw_os_error(-error)),
+                };
+            }
+        }
+    }
+
+    fn send(&mut self, kind: u16, flags: u16, body: &[u8]) -> Result<(), Errno> {
         self.sequence += 1;
-        let mut message = Vec::with_capacity(16 + body.len());
-        message.extend_from_slice(&(16 + body.len() as u32).to_ne_bytes());
+        let mut message = Vec::with_capacity(HEADER + body.len());
+        message.extend_from_slice(&((HEADER + body.len()) as u32).to_ne_bytes());
         message.extend_from_slice(&kind.to_ne_bytes());
-        message.extend_from_slice(&(REQUEST | ACKNOWLEDGE | flags).to_ne_bytes());
+        message.extend_from_slice(&(REQUEST | flags).to_ne_bytes());
         message.extend_from_slice(&self.sequence.to_ne_bytes());
         message.extend_from_slice(&0u32.to_ne_bytes());
         message.extend_from_slice(body);
         rustix::net::send(&self.socket, &message, SendFlags::empty())?;
-        let mut answer = [0u8; 1024];
+        Ok(())
+    }
+
+    /// The next message that answers the last request.
+    fn receive(&mut self) -> Result<Answer, Errno> {
+        let mut message = vec![0; 1024];
         loop {
-            let (length, _) = rustix::net::recv(&self.socket, &mut answer, RecvFlags::empty())?;
-            let word = |at: usize| {
-                u32::from_ne_bytes([answer[at], answer[at + 1], answer[at + 2], answer[at + 3]])
-            };
-            let kind = u16::from_ne_bytes([answer[4], answer[5]]);
-            if length < 20 || kind != ERROR || word(8) != self.sequence {
-                continue;
+            let (length, _) =
+                rustix::net::recv(&self.socket, &mut message[..], RecvFlags::empty())?;
+            let sequence = self.sequence.to_ne_bytes();
+            if length >= HEADER && message[8..12] == sequence {
+                message.truncate(length);
+                return Ok(Answer {
+                    kind: u16::from_ne_bytes([message[4], message[5]]),
+                    body: message.split_off(HEADER),
+                });
             }
-            return match word(16) as i32 {
-                0 => Ok(()),
-                error => Err(Errno::from_raw_os_error(-error)),
-            };
         }
     }
+}
+
+struct Answer {
+    kind: u16,
+    body: Vec<u8>,
 }
 
 fn link(index: u32, flags: u32) -> Vec<u8> {

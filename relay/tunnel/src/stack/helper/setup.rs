@@ -4,6 +4,7 @@
 use std::fs;
 use std::net::Ipv6Addr;
 use std::os::fd::OwnedFd;
+use std::time::Duration;
 
 use rustix::io::Errno;
 
@@ -179,7 +180,24 @@ fn configure(
         };
         netlink.set_route(index, route)?;
     }
+    wait_for_addresses(&mut netlink, &setup.addresses)?;
     Ok((netlink, index))
+}
+
+/// The kernel takes packets to a new address a moment after it has acknowledged the address; the
+/// first ones would be lost and come again only after a second.
+fn wait_for_addresses(netlink: &mut Netlink, addresses: &[Ipv6Addr]) -> Result<(), Errno> {
+    let mut tries = 0;
+    for address in addresses {
+        while !netlink.is_local(*address)? {
+            tries += 1;
+            if tries > 5000 {
+                return Err(Errno::TIMEDOUT);
+            }
+            std::thread::sleep(Duration::from_micros(200));
+        }
+    }
+    Ok(())
 }
 
 /// Settings of the device alone, before it comes up: IPv6 on, and no address but those it is given.
