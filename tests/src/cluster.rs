@@ -60,6 +60,8 @@ pub struct Cluster {
     pub server: Process,
     /// `relay agent`, one for each name.
     pub agents: Vec<Process>,
+    /// Ids of the agents, in the order of their names.
+    pub agent_ids: Vec<uuid::Uuid>,
     /// Tokens of the agents, in the order of their names.
     pub agent_tokens: Vec<String>,
     /// The user's session token.
@@ -93,6 +95,7 @@ impl Cluster {
             control,
             server,
             agents: Vec::new(),
+            agent_ids: Vec::new(),
             agent_tokens: Vec::new(),
             session: String::new(),
             lab,
@@ -228,6 +231,10 @@ impl Cluster {
         let text = self.administer(&words);
         let made: serde_json::Value = serde_json::from_str(&text).expect("JSON");
         let agents = made["agents"].as_array().expect("agents");
+        self.agent_ids = agents
+            .iter()
+            .map(|agent| agent["id"].as_str().expect("id").parse().expect("a UUID"))
+            .collect();
         self.agent_tokens = agents
             .iter()
             .map(|agent| agent["token"].as_str().expect("token").to_owned())
