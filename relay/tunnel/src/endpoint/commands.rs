@@ -12,7 +12,7 @@ use super::node::PeerNode;
 use super::peers::Gone;
 use super::streams;
 use crate::Error;
-use crate::path::{PathState, PeerId, PeerInfo};
+use crate::path::{BASE_MTU, PathState, PeerId, PeerInfo};
 
 /// TSMP pings that may wait for an answer; older ones are forgotten.
 const MAX_PINGS: usize = 1024;
@@ -120,8 +120,10 @@ impl Driver {
             .upsert(&self.identity, id, node, self.keepalive, now);
         for (old, gone) in replaced {
             tracing::debug!(peer = %old, "peer replaced by a new key");
-            let addresses = gone.addresses.clone();
-            self.nudge(&addresses, &gone);
+            self.nudge(&gone);
+            for address in &gone.addresses {
+                self.stack.set_peer_mtu(*address, BASE_MTU);
+            }
             if old != id {
                 self.forget_id(old);
             } else {
@@ -139,7 +141,7 @@ impl Driver {
     }
 
     fn forget(&mut self, id: PeerId, gone: Gone) {
-        self.nudge(&gone.addresses, &gone);
+        self.nudge(&gone);
         for address in &gone.addresses {
             self.stack.remove_peer(*address);
         }
@@ -152,8 +154,8 @@ impl Driver {
     }
 
     /// Makes the kernel find out that the streams to a node that is gone are dead.
-    fn nudge(&mut self, addresses: &[Ipv6Addr], gone: &Gone) {
-        for peer in addresses {
+    fn nudge(&mut self, gone: &Gone) {
+        for peer in &gone.addresses {
             for own_address in &self.addresses {
                 for (own, theirs) in &gone.streams {
                     self.to_tun

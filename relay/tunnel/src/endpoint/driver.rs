@@ -69,6 +69,8 @@ pub(super) struct Driver {
     /// Packets this loop made for the kernel.
     pub(super) to_tun: Vec<Vec<u8>>,
     pub(super) scratch: Vec<u8>,
+    /// The TUN device gives errors; it is left alone then.
+    pub(super) tun_failed: bool,
     /// Something in [`LocalNode`] may have changed.
     pub(super) node_changed: bool,
     pub(super) commands: mpsc::WeakSender<Command>,
@@ -162,6 +164,7 @@ impl Driver {
             disco: HashMap::new(),
             to_tun: Vec::new(),
             scratch: Vec::new(),
+            tun_failed: false,
             node_changed: false,
             commands,
             states: Arc::new(Mutex::new(HashMap::new())),
@@ -196,11 +199,8 @@ impl Driver {
             self.set_sleep(&mut sleep, &mut sleeps_until);
             let wake = tokio::select! {
                 _ = self.udp.readable() => Wake::Packets,
-                _ = self.tun.readable() => Wake::Packets,
-                count = self.relayed.recv_many(&mut relayed, BATCH), if !self.relayed.is_closed() => {
-                    let _ = count;
-                    Wake::Relayed
-                }
+                _ = self.tun.readable(), if !self.tun_failed => Wake::Packets,
+                _ = self.relayed.recv_many(&mut relayed, BATCH) => Wake::Relayed,
                 _ = self.outbox.recv_many(&mut datagrams, BATCH) => Wake::Datagrams,
                 count = self.inbox.recv_many(&mut commands, BATCH) => Wake::Commands(count),
                 Some(injection) = self.injections.recv() => Wake::Injected(injection),
@@ -267,7 +267,6 @@ impl Driver {
 
     fn handle_timers(&mut self, now: Instant) {
         self.paths.handle_timeout(now);
-        self.identity.tick();
         self.peers.handle_timeout(now);
         self.reassembler.expire(now);
         if self.direct && now >= self.interfaces_at {

@@ -24,7 +24,8 @@ pub(super) const COMMANDS: usize = 64;
 /// How long a disco ping may take.
 const DISCO_TIMEOUT: Duration = Duration::from_secs(5);
 const FIRST_RETRY: Duration = Duration::from_millis(50);
-const LAST_RETRY: Duration = Duration::from_secs(30);
+/// Short, so that an agent that comes back is noticed at once; a ping costs 100 bytes.
+const LAST_RETRY: Duration = Duration::from_millis(250);
 
 /// How each peer is reached, for those who wait for a change.
 pub(super) type States = Arc<Mutex<HashMap<PeerId, watch::Sender<PathState>>>>;

@@ -37,6 +37,7 @@ impl Driver {
         let mut last = None;
         let mut bytes = 0;
         let mut worked = false;
+        let mut failure = None;
         for _ in 0..TUN_READS {
             let mut each = |packet: &[u8]| {
                 bytes += packet.len();
@@ -63,13 +64,22 @@ impl Driver {
                     slot.outgoing.push(packet);
                 }
             };
-            if tun.try_read(&mut each).is_err() {
-                break;
+            match tun.try_read(&mut each) {
+                Ok(_) => worked = true,
+                Err(error) => {
+                    failure = Some(error).filter(|error| !is_passing(error));
+                    break;
+                }
             }
-            worked = true;
             if bytes >= TUN_BYTES {
                 break;
             }
+        }
+        if let Some(error) = failure
+            && !self.tun_failed
+        {
+            self.tun_failed = true;
+            self.warn(format!("the TUN device failed: {error}; restart relay"));
         }
         worked
     }
@@ -156,7 +166,11 @@ impl Driver {
             id: slot.id,
             now,
         };
-        let route = sender.paths.route(slot.id, now);
+        let mut route = sender.paths.route(slot.id, now);
+        // A relay that is not connected would only make packets old.
+        route.relay = route
+            .relay
+            .filter(|(region, _)| sender.relays.is_connected(*region));
         if route == Route::default() {
             // Handshake messages are made anew when a path returns; packets are kept for it.
             slot.control.clear();
@@ -195,6 +209,13 @@ impl Driver {
             slot.hold();
         }
     }
+}
+
+fn is_passing(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted
+    )
 }
 
 /// What sending to one peer needs.

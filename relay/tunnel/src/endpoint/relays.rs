@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use relay_wire::derp_map::{DerpMap, Node, Region};
 use relay_wire::keys::{NodePrivate, NodePublic};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::task::AbortHandle;
 
 use super::commands::Command;
@@ -31,6 +31,7 @@ pub(super) struct Relays {
 
 struct Connection {
     client: Client,
+    connected: watch::Receiver<bool>,
     region: Region,
     watcher: AbortHandle,
 }
@@ -174,6 +175,7 @@ impl Relays {
                 }
             });
             let connection = Connection {
+                connected: client.connected(),
                 client,
                 region: region.clone(),
                 watcher: watcher.abort_handle(),
@@ -189,15 +191,18 @@ impl Relays {
         }
     }
 
+    pub(super) fn is_connected(&self, region: u16) -> bool {
+        let connection = self.clients.get(&region);
+        connection.is_some_and(|connection| *connection.connected.borrow())
+    }
+
     pub(super) fn home(&self) -> Option<u16> {
         self.home
     }
 
     /// The home, once this end is connected there.
     pub(super) fn connected_home(&self) -> Option<u16> {
-        let connection = self.clients.get(&self.home?)?;
-        let connected = *connection.client.connected().borrow();
-        connected.then_some(self.home).flatten()
+        self.home.filter(|home| self.is_connected(*home))
     }
 
     /// Seconds to each region.

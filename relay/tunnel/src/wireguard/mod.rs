@@ -67,6 +67,7 @@ impl Identity {
             Packet::PacketCookieReply(reply) => Some(Sender::Index(reply.receiver_idx >> 8)),
             Packet::HandshakeInit(_) => {
                 // The cheap check comes first: who does not know this key costs a hash only.
+                self.limiter.reset_count();
                 let mut cookie = [0; MAC1_COOKIE_ROOM];
                 match self.limiter.verify_packet(from, datagram, &mut cookie) {
                     Ok(Packet::HandshakeInit(initiation)) => {
@@ -78,11 +79,6 @@ impl Identity {
                 }
             }
         }
-    }
-
-    /// To be called about once a second while handshakes arrive.
-    pub fn tick(&self) {
-        self.limiter.reset_count();
     }
 }
 
