@@ -88,10 +88,9 @@ impl Driver {
                     let _ = done.send(Err(Error::UnknownPeer));
                     return;
                 }
-                if let Some(tx) = self.paths.start_ping(peer, now) {
-                    self.disco.retain(|_, done| !done.is_closed());
-                    self.disco.insert(tx, done);
-                }
+                let tx = self.paths.start_ping(peer, now);
+                self.disco.retain(|_, done| !done.is_closed());
+                self.disco.insert(tx, done);
             }
             Command::Stats { peer, done } => {
                 let _ = done.send(self.stats(peer).ok_or(Error::UnknownPeer));

@@ -86,7 +86,9 @@ pub(super) struct Driver {
     /// Causes of warnings that were told.
     said: HashSet<String>,
     interfaces_at: Instant,
-    busy_at: Instant,
+    /// When a packet of a peer or of the kernel was moved last.
+    pub(super) busy_at: Instant,
+    /// Buffers are given back and untouched since.
     released: bool,
 }
 
@@ -224,13 +226,12 @@ impl Driver {
             relayed.clear();
             worked |= self.take_udp(now);
             // Answers and acknowledgements that the kernel makes of what came in go out at once.
-            worked |= self.take_tun();
+            worked |= self.take_tun(now);
             self.flush(now).await;
             self.handle_events(now);
             self.flush(now).await;
             self.publish();
             if worked {
-                self.busy_at = now;
                 self.released = false;
                 tokio::task::yield_now().await;
             }

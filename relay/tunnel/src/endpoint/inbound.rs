@@ -79,6 +79,7 @@ impl Driver {
         if self.opened.is_empty() {
             return;
         }
+        self.busy_at = now;
         let mut opened = std::mem::take(&mut self.opened);
         let mut batch: Vec<&[u8]> = Vec::with_capacity(opened.len());
         for (index, packet) in opened.packets() {

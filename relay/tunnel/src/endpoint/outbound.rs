@@ -23,7 +23,7 @@ const SEND_PATIENCE: Duration = Duration::from_millis(20);
 
 impl Driver {
     /// Reads the TUN device. True when there was something.
-    pub(super) fn take_tun(&mut self) -> bool {
+    pub(super) fn take_tun(&mut self, now: Instant) -> bool {
         if !self.to_tun.is_empty() {
             let packets: Vec<&[u8]> = self.to_tun.iter().map(Vec::as_slice).collect();
             if let Err(error) = self.tun.write_batch(&packets) {
@@ -74,6 +74,9 @@ impl Driver {
             if bytes >= TUN_BYTES {
                 break;
             }
+        }
+        if last.is_some() {
+            self.busy_at = now;
         }
         if let Some(error) = failure
             && !self.tun_failed

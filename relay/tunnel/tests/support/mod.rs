@@ -1,0 +1,243 @@
+//! What the endpoint's tests share: a small relay in this process, and two endpoints on it.
+
+use std::collections::HashMap;
+use std::net::{Ipv6Addr, SocketAddrV6};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use bytes::BytesMut;
+use relay_tunnel::endpoint::{
+    self, Endpoint, EndpointConfig, EndpointEvents, Event, LocalNode, PeerNode,
+};
+use relay_tunnel::path::PathState;
+use relay_tunnel::stack::NetHelper;
+use relay_wire::derp::{self, Decoder, Frame};
+use relay_wire::derp_map::{DerpMap, Node, Region};
+use relay_wire::keys::{DiscoPrivate, NodePrivate, NodePublic};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::mpsc;
+use uuid::Uuid;
+
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const REGION: u16 = 901;
+
+pub(crate) const CLIENT: Ipv6Addr = Ipv6Addr::new(0xfd7a, 0x115c, 0xa1e0, 0, 0, 0, 0, 1);
+pub(crate) const AGENT: Ipv6Addr = Ipv6Addr::new(0xfd7a, 0x115c, 0xa1e0, 0, 0, 0, 0, 2);
+
+type Clients = Arc<Mutex<HashMap<NodePublic, mpsc::Sender<(NodePublic, bytes::Bytes)>>>>;
+
+/// A relay on loopback that does the least a relay must.
+pub(crate) async fn relay() -> DerpMap {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let key = NodePrivate::generate(&mut rand::rng());
+    let clients = Clients::default();
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            tokio::spawn(serve(stream, key.clone(), clients.clone()));
+        }
+    });
+    let node = Node {
+        name: "test".to_owned(),
+        region_id: REGION,
+        host_name: "127.0.0.1".to_owned(),
+        stun_port: -1,
+        derp_port: i32::from(port),
+        force_http: true,
+        ..Node::default()
+    };
+    let region = Region {
+        id: REGION,
+        code: "test".into(),
+        nodes: vec![node],
+        ..Region::default()
+    };
+    DerpMap {
+        regions: [(REGION, region)].into(),
+        ..DerpMap::default()
+    }
+}
+
+async fn serve(mut stream: TcpStream, key: NodePrivate, clients: Clients) -> Option<()> {
+    stream.set_nodelay(true).ok()?;
+    let mut request = Vec::new();
+    while !request.ends_with(b"\r\n\r\n") {
+        request.push(stream.read_u8().await.ok()?);
+    }
+    let mut out = BytesMut::from(derp::handshake::upgrade_response(&key.public()).as_bytes());
+    Frame::ServerKey(key.public()).encode(&mut out);
+    stream.write_all(&out).await.ok()?;
+
+    let mut decoder = Decoder::new();
+    let hello = loop {
+        if let Some(frame) = decoder.next().ok()? {
+            break frame;
+        }
+        stream.read_buf(decoder.buffer_mut()).await.ok()?;
+    };
+    let (client, _) = derp::handshake::open_client_info(&hello, &key).ok()?;
+    let info = derp::handshake::ServerInfo::default();
+    let answer = derp::handshake::server_info(&key, &client, &info, [7; 24]).to_bytes();
+    stream.write_all(&answer).await.ok()?;
+    let (sender, mut receiver) = mpsc::channel::<(NodePublic, bytes::Bytes)>(512);
+    clients.lock().unwrap().insert(client, sender);
+
+    let (mut read, mut write) = stream.into_split();
+    tokio::spawn(async move {
+        let mut out = BytesMut::new();
+        while let Some((source, packet)) = receiver.recv().await {
+            derp::put_recv_packet(&mut out, &source, &packet);
+            while let Ok((source, packet)) = receiver.try_recv() {
+                derp::put_recv_packet(&mut out, &source, &packet);
+            }
+            if write.write_all_buf(&mut out).await.is_err() {
+                break;
+            }
+        }
+    });
+    loop {
+        while let Some(frame) = decoder.next().ok()? {
+            if let Frame::SendPacket {
+                destination,
+                packet,
+            } = frame
+            {
+                let to = clients.lock().unwrap().get(&destination).cloned();
+                if let Some(to) = to {
+                    let _ = to.send((client, packet)).await;
+                }
+            }
+        }
+        if read.read_buf(decoder.buffer_mut()).await.ok()? == 0 {
+            return None;
+        }
+    }
+}
+
+/// An endpoint of a test and what names it.
+pub(crate) struct End {
+    pub(crate) id: Uuid,
+    pub(crate) endpoint: Endpoint,
+    pub(crate) events: EndpointEvents,
+}
+
+impl End {
+    /// Opens an endpoint; `None`, with the reason printed, where the machine does not allow it.
+    pub(crate) async fn open(
+        address: Ipv6Addr,
+        client: bool,
+        direct: bool,
+        map: &DerpMap,
+    ) -> Option<End> {
+        let mut rng = rand::rng();
+        let keys = (
+            NodePrivate::generate(&mut rng),
+            DiscoPrivate::generate(&mut rng),
+        );
+        let mut config = EndpointConfig::new(keys.0, keys.1, vec![address]);
+        config.direct = direct;
+        config.keepalive = client;
+        let opened = NetHelper::spawn().and_then(|helper| endpoint::start(config, helper));
+        let (endpoint, events) = match opened {
+            Ok(opened) => opened,
+            Err(error) => {
+                println!("skip: {error}");
+                return None;
+            }
+        };
+        endpoint.set_derp_map(map.clone()).await.unwrap();
+        Some(End {
+            id: Uuid::from_u128(rand::random()),
+            endpoint,
+            events,
+        })
+    }
+
+    /// What this end tells its peers, once it is complete.
+    pub(crate) async fn node(&self, direct: bool) -> LocalNode {
+        let mut node = self.endpoint.node();
+        let complete = node.wait_for(|node| {
+            node.as_ref()
+                .is_some_and(|node| !direct || !node.endpoints.is_empty())
+        });
+        let node = tokio::time::timeout(PATIENCE, complete)
+            .await
+            .unwrap()
+            .unwrap();
+        node.clone().unwrap()
+    }
+
+    /// Waits until `peer` is reached the way that `wanted` accepts.
+    pub(crate) async fn path(&self, peer: Uuid, wanted: impl Fn(&PathState) -> bool) {
+        let mut path = self.endpoint.path(peer);
+        let changed = tokio::time::timeout(PATIENCE, path.wait_for(wanted));
+        changed.await.unwrap().unwrap();
+    }
+}
+
+/// Two ends that know each other.
+pub(crate) struct Pair {
+    pub(crate) client: End,
+    pub(crate) agent: End,
+    pub(crate) map: DerpMap,
+    pub(crate) direct: bool,
+}
+
+impl Pair {
+    pub(crate) async fn open(direct: bool) -> Option<Pair> {
+        let map = relay().await;
+        let client = End::open(CLIENT, true, direct, &map).await?;
+        let agent = End::open(AGENT, false, direct, &map).await?;
+        let pair = Pair {
+            client,
+            agent,
+            map,
+            direct,
+        };
+        pair.introduce().await;
+        Some(pair)
+    }
+
+    /// Tells both ends of each other, the agent first, as coordination does.
+    pub(crate) async fn introduce(&self) {
+        let node = self.client.node(self.direct).await;
+        let client = PeerNode::from(&node);
+        self.agent
+            .endpoint
+            .upsert_peer(self.client.id, client)
+            .await
+            .unwrap();
+        let node = self.agent.node(self.direct).await;
+        let agent = PeerNode::from(&node);
+        self.client
+            .endpoint
+            .upsert_peer(self.agent.id, agent)
+            .await
+            .unwrap();
+        self.client
+            .endpoint
+            .tsmp_ping(AGENT, PATIENCE)
+            .await
+            .unwrap();
+    }
+
+    pub(crate) async fn connect(&self, port: u16) -> std::io::Result<TcpStream> {
+        let remote = SocketAddrV6::new(AGENT, port, 0, 0);
+        let connect = self.client.endpoint.connect(remote);
+        tokio::time::timeout(PATIENCE, connect).await.unwrap()
+    }
+}
+
+/// The next event that `wanted` accepts.
+pub(crate) async fn event(events: &mut EndpointEvents, wanted: impl Fn(&Event) -> bool) -> Event {
+    let next = async {
+        loop {
+            let event = events.recv().await.unwrap();
+            if wanted(&event) {
+                return event;
+            }
+        }
+    };
+    tokio::time::timeout(PATIENCE, next).await.unwrap()
+}
