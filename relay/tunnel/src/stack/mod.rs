@@ -1,6 +1,16 @@
 //! How decrypted IP packets become streams: kernel TCP over a TUN device in a private network
 //! namespace. This module holds what callers name; who the peers are and how packets travel
 //! between them lives elsewhere.
+//!
+//! ```text
+//!   peers' packets ─ KernelStack::inspect ─ Tun::write_batch ─┐            ┌─ KernelStack::connect
+//!                        │ held SYNs                          ├ TUN, kernel ┤
+//!                        └─ Incoming::accept / refuse         │ TCP         ├─ listeners ─ Incoming
+//!   to peers ──────────── Tun::try_read ──────────────────────┘            └─ sockets from NetHelper
+//! ```
+//!
+//! The device and every socket live in the namespace; relay itself does not, it only holds their
+//! descriptors, which the [`NetHelper`] process passes to it.
 
 mod accept;
 mod coalesce;

@@ -26,6 +26,10 @@ struct Side {
     injections: mpsc::UnboundedReceiver<Injection>,
     /// The largest packet that gets through to this side; larger ones vanish.
     path: usize,
+    /// Of so many packets one is lost and one comes late; 0 is none.
+    loss: u32,
+    random: u32,
+    late: Vec<Vec<u8>>,
     /// Whether packets go to the kernel past the stack.
     blind: bool,
     /// The most packets one read gave.
@@ -47,6 +51,9 @@ impl Side {
                 injections: stack.injections(),
                 stack,
                 path: usize::MAX,
+                loss: 0,
+                random: 1,
+                late: Vec::new(),
                 blind: false,
                 most: Arc::default(),
             }),
@@ -85,11 +92,32 @@ impl Side {
         }
     }
 
+    fn fate(&mut self) -> u32 {
+        self.random = self
+            .random
+            .wrapping_mul(1_664_525)
+            .wrapping_add(1_013_904_223);
+        match self.loss {
+            0 => 2,
+            loss => (self.random >> 8) % loss,
+        }
+    }
+
     fn receive(&mut self, from: &mut Self, packets: &[Vec<u8>]) {
+        let late = std::mem::take(&mut self.late);
+        let mut arrived: Vec<&Vec<u8>> = Vec::new();
+        for packet in packets {
+            match self.fate() {
+                0 => {}
+                1 => self.late.push(packet.clone()),
+                _ => arrived.push(packet),
+            }
+        }
+        arrived.extend(&late);
         let path = self.path;
         let mut passed: Vec<&[u8]> = Vec::new();
         let mut answers = Vec::new();
-        for packet in packets.iter().filter(|packet| packet.len() <= path) {
+        for packet in arrived.into_iter().filter(|packet| packet.len() <= path) {
             if self.blind {
                 passed.push(packet);
                 continue;
@@ -116,6 +144,7 @@ pub(crate) enum Place {
 pub(crate) enum Order {
     Path(usize),
     Blind(bool),
+    Loss(u32),
 }
 
 pub(crate) struct Pair {
@@ -157,6 +186,7 @@ pub(crate) fn pair_with(options: StackOptions, place: Place) -> Option<Pair> {
                 Some(injection) = agent.injections.recv() => agent.inject(&mut client, injection),
                 Some(order) = ordered.recv() => match order {
                     Order::Path(path) => (client.path, agent.path) = (path, path),
+                    Order::Loss(loss) => (client.loss, agent.loss) = (loss, loss),
                     Order::Blind(blind) => agent.blind = blind,
                 },
             }

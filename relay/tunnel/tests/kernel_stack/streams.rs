@@ -22,6 +22,14 @@ async fn sixty_four_mebibytes_each_way_arrive_unchanged() {
 }
 
 #[tokio::test]
+async fn bytes_survive_loss_and_disorder() {
+    let Some(pair) = pair() else { return };
+    large(&pair, 1420);
+    pair.orders.send(Order::Loss(100)).unwrap();
+    exchange(&pair, 8 * MEBIBYTE).await;
+}
+
+#[tokio::test]
 async fn it_works_without_any_offload() {
     let options = StackOptions {
         offloads: Offloads::NONE,

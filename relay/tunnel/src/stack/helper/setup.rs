@@ -24,6 +24,8 @@ const PROVEN_MTU: u16 = 1280;
 /// size of its segments.
 const GSO_MAX_SIZE: u32 = 59_840;
 const QUEUE: u32 = 4096;
+/// Below this a long path would be slower than a few lost packets make it.
+const MIN_RECEIVE_WINDOW: u32 = 1 << 20;
 const LOOPBACK_INDEX: u32 = 1;
 
 /// The outcome: the device, and what is needed to change its routes later.
@@ -218,9 +220,8 @@ fn interface_settings(name: &str, notes: &mut Vec<String>) {
 
 /// Settings of the private namespace. Those an older kernel lacks are noted, not needed.
 fn settings(receive_window: u32, notes: &mut Vec<String>) {
-    let window = receive_window.max(65_536);
-    let start = window.min(131_072);
-    let receive = format!("4096 {start} {window}");
+    let window = receive_window.max(MIN_RECEIVE_WINDOW);
+    let receive = format!("4096 131072 {window}");
     let settings = [
         ("ipv6/conf/all/disable_ipv6", "0"),
         ("ipv4/tcp_rmem", receive.as_str()),
