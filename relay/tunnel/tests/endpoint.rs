@@ -273,7 +273,7 @@ async fn a_restarted_agent_takes_over_and_old_streams_end() {
     serve(&pair.agent.endpoint);
     let mut old = pair.connect(SILENT).await.unwrap();
 
-    let Some(mut agent) = End::open(AGENT, false, true, &pair.map).await else {
+    let Some(mut agent) = End::open(AGENT, false, true, &pair.relay.map()).await else {
         return;
     };
     agent.id = pair.agent.id;
@@ -352,4 +352,40 @@ async fn many_streams_at_once() {
         done.unwrap();
     }
     println!("400 streams in {:?}", start.elapsed());
+}
+
+#[tokio::test]
+async fn a_relayed_stream_outlives_its_relay() {
+    let Some(mut pair) = Pair::open(false).await else {
+        return;
+    };
+    serve(&pair.agent.endpoint);
+    let mut stream = pair.connect(SEND).await.unwrap();
+    stream.write_u8(255).await.unwrap();
+    let reader = tokio::spawn(async move {
+        let (mut longest, mut last) = (Duration::ZERO, Instant::now());
+        let mut got = vec![0; MIB];
+        for n in 0..255 {
+            let mut filled = 0;
+            while filled < MIB {
+                // Slow enough that the relay goes away in the middle.
+                tokio::time::sleep(Duration::from_millis(1)).await;
+                filled += stream.read(&mut got[filled..]).await.unwrap();
+                longest = longest.max(last.elapsed());
+                last = Instant::now();
+            }
+            assert!(got == block(n), "block {n}");
+        }
+        longest
+    });
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    pair.relay.stop().await;
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    pair.relay.listen().await;
+    let longest = tokio::time::timeout(PATIENCE, reader)
+        .await
+        .unwrap()
+        .unwrap();
+    println!("relay away for 3 s: the stream stood still for {longest:?}");
+    assert!(longest > Duration::from_secs(2) && longest < Duration::from_secs(4));
 }

@@ -28,34 +28,63 @@ pub(crate) const AGENT: Ipv6Addr = Ipv6Addr::new(0xfd7a, 0x115c, 0xa1e0, 0, 0, 0
 type Clients = Arc<Mutex<HashMap<NodePublic, mpsc::Sender<(NodePublic, bytes::Bytes)>>>>;
 
 /// A relay on loopback that does the least a relay must.
-pub(crate) async fn relay() -> DerpMap {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let port = listener.local_addr().unwrap().port();
-    let key = NodePrivate::generate(&mut rand::rng());
-    let clients = Clients::default();
-    tokio::spawn(async move {
-        while let Ok((stream, _)) = listener.accept().await {
-            tokio::spawn(serve(stream, key.clone(), clients.clone()));
+pub(crate) struct Relay {
+    port: u16,
+    key: NodePrivate,
+    tasks: tokio::task::JoinSet<()>,
+}
+
+impl Relay {
+    pub(crate) async fn start() -> Relay {
+        let key = NodePrivate::generate(&mut rand::rng());
+        let mut relay = Relay {
+            port: 0,
+            key,
+            tasks: tokio::task::JoinSet::new(),
+        };
+        relay.listen().await;
+        relay
+    }
+
+    /// Listens again, on the same port, with nobody connected.
+    pub(crate) async fn listen(&mut self) {
+        let listener = TcpListener::bind(("127.0.0.1", self.port)).await.unwrap();
+        self.port = listener.local_addr().unwrap().port();
+        let (key, clients) = (self.key.clone(), Clients::default());
+        self.tasks.spawn(async move {
+            let mut connections = tokio::task::JoinSet::new();
+            while let Ok((stream, _)) = listener.accept().await {
+                connections.spawn(serve(stream, key.clone(), clients.clone()));
+            }
+        });
+    }
+
+    /// Ends all connections and listens no more.
+    pub(crate) async fn stop(&mut self) {
+        self.tasks.shutdown().await;
+    }
+
+    pub(crate) fn map(&self) -> DerpMap {
+        let node = Node {
+            name: "test".to_owned(),
+            region_id: REGION,
+            host_name: "127.0.0.1".to_owned(),
+            stun_port: -1,
+            derp_port: i32::from(self.port),
+            force_http: true,
+            ..Node::default()
+        };
+        let (code, nodes) = ("test".into(), vec![node]);
+        let region = Region {
+            id: REGION,
+            code,
+            nodes,
+            ..Region::default()
+        };
+        DerpMap {
+            regions: [(REGION, region)].into(),
+            ..DerpMap::default()
         }
-    });
-    let node = Node {
-        name: "test".to_owned(),
-        region_id: REGION,
-        host_name: "127.0.0.1".to_owned(),
-        stun_port: -1,
-        derp_port: i32::from(port),
-        force_http: true,
-        ..Node::default()
-    };
-    let region = Region {
-        id: REGION,
-        code: "test".into(),
-        nodes: vec![node],
-        ..Region::default()
-    };
-    DerpMap {
-        regions: [(REGION, region)].into(),
-        ..DerpMap::default()
     }
 }
 
@@ -84,7 +113,8 @@ async fn serve(mut stream: TcpStream, key: NodePrivate, clients: Clients) -> Opt
     clients.lock().unwrap().insert(client, sender);
 
     let (mut read, mut write) = stream.into_split();
-    tokio::spawn(async move {
+    let mut writer = tokio::task::JoinSet::new();
+    writer.spawn(async move {
         let mut out = BytesMut::new();
         while let Some((source, packet)) = receiver.recv().await {
             derp::put_recv_packet(&mut out, &source, &packet);
@@ -180,19 +210,20 @@ impl End {
 pub(crate) struct Pair {
     pub(crate) client: End,
     pub(crate) agent: End,
-    pub(crate) map: DerpMap,
+    pub(crate) relay: Relay,
     pub(crate) direct: bool,
 }
 
 impl Pair {
     pub(crate) async fn open(direct: bool) -> Option<Pair> {
-        let map = relay().await;
+        let relay = Relay::start().await;
+        let map = relay.map();
         let client = End::open(CLIENT, true, direct, &map).await?;
         let agent = End::open(AGENT, false, direct, &map).await?;
         let pair = Pair {
             client,
             agent,
-            map,
+            relay,
             direct,
         };
         pair.introduce().await;
