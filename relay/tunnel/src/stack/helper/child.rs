@@ -24,15 +24,29 @@ const PATIENCE: Duration = Duration::from_secs(15 * 60);
 
 /// Runs the helper on its end of the conversation, for the rest of the process.
 pub(super) fn main(socket: &OwnedFd, parent: i32) -> ! {
+    // A panic must not unwind into what the parent was doing when it forked.
+    let _ = std::panic::catch_unwind(|| {
+        settle(socket, parent);
+        serve(socket, parent);
+    });
+    device::exit();
+}
+
+/// Lets go of everything that is the parent's.
+fn settle(socket: &OwnedFd, parent: i32) {
     device::ignore_signals();
     let _ = prctl::set_name(c"relay-net");
     die_with(parent);
     device::close_others(socket.as_raw_fd());
+    let _ = rustix::process::chdir("/");
     if let Ok(null) = rustix::fs::open("/dev/null", OFlags::RDWR, Mode::empty()) {
         let _ = nix::unistd::dup2_stdin(&null);
         let _ = nix::unistd::dup2_stdout(&null);
         let _ = nix::unistd::dup2_stderr(&null);
     }
+}
+
+fn serve(socket: &OwnedFd, parent: i32) {
     let mut interface = None;
     while let Ok((message, _)) = protocol::receive(socket.as_fd(), RecvFlags::empty()) {
         let Some(request) = Request::decode(&message) else {
@@ -44,7 +58,6 @@ pub(super) fn main(socket: &OwnedFd, parent: i32) -> ! {
             break;
         }
     }
-    device::exit();
 }
 
 fn die_with(parent: i32) {
