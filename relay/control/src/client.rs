@@ -1,0 +1,375 @@
+//! A client's coordination: one agent to reach, over a control connection that is opened again
+//! whenever it breaks (coder_wire §3, §5, §6).
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use relay_tunnel::endpoint::{LocalNode, PeerNode};
+use relay_wire::derp_map::DerpMap;
+use relay_wire::proto::tailnet::{
+    self, CoordinateResponse, RefreshResumeTokenRequest, RefreshResumeTokenResponse,
+    StreamDerpMapsRequest,
+};
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, timeout};
+use url::Url;
+use uuid::Uuid;
+
+use crate::Error;
+use crate::coordinate::{
+    Backoff, PeerChange, add_tunnel, changes, disconnect, next_node, update_self,
+};
+use crate::http::{Access, Http};
+use crate::rest::segment;
+use crate::rpc::{Mux, RpcError};
+
+/// How long a peer's readiness is waited for before it is used all the same.
+const READY_WITHIN: Duration = Duration::from_secs(5);
+/// How long a new control connection may take.
+const OPEN_WITHIN: Duration = Duration::from_secs(10);
+/// How long the goodbye may take.
+const GOODBYE: Duration = Duration::from_secs(1);
+
+/// What coordination tells.
+#[derive(Debug)]
+pub enum Event {
+    /// The control connection is open.
+    Connected,
+    /// The relays, already at the deployment's own address where they are part of it.
+    DerpMap(DerpMap),
+    /// The agent can be reached like this, and is ready for a handshake.
+    Peer(Uuid, PeerNode),
+    /// The agent's control connection broke; it may still be reachable.
+    PeerLost(Uuid),
+    /// The agent has gone.
+    PeerGone(Uuid),
+    /// The control connection broke; it is being opened again.
+    Disconnected(String),
+    /// It can never be opened; nothing follows.
+    Fatal(Error),
+}
+
+/// A running coordination; it ends when dropped, in order by [`Coordination::disconnect`].
+#[derive(Debug)]
+pub struct Coordination {
+    events: mpsc::Receiver<Event>,
+    stop: watch::Sender<bool>,
+    task: JoinHandle<()>,
+}
+
+impl Coordination {
+    /// Starts with the deployment at `url`, for `agent`; `nodes` is this end as it should be known.
+    pub fn start(
+        url: &Url,
+        access: Access,
+        agent: Uuid,
+        nodes: watch::Receiver<Option<LocalNode>>,
+    ) -> Self {
+        let (sender, events) = mpsc::channel(64);
+        let (stop, stopped) = watch::channel(false);
+        let run = Run {
+            http: Http::new(url, access),
+            agent,
+            nodes,
+            events: sender,
+            stop: stopped,
+            resume_token: None,
+            waiting: HashMap::new(),
+            known: HashMap::new(),
+        };
+        Self {
+            events,
+            stop,
+            task: tokio::spawn(run.run()),
+        }
+    }
+
+    /// The next event; `None` when all is over. Cancel safe.
+    pub async fn event(&mut self) -> Option<Event> {
+        self.events.recv().await
+    }
+
+    /// Says goodbye to the agent and ends; takes a second at most.
+    pub async fn disconnect(mut self) {
+        self.stop.send_replace(true);
+        self.events.close();
+        let _ = timeout(GOODBYE, &mut self.task).await;
+    }
+}
+
+impl Drop for Coordination {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+struct Run {
+    http: Http,
+    agent: Uuid,
+    nodes: watch::Receiver<Option<LocalNode>>,
+    events: mpsc::Sender<Event>,
+    stop: watch::Receiver<bool>,
+    resume_token: Option<String>,
+    /// Peers that are not known to be ready yet, and until when that is waited for.
+    waiting: HashMap<Uuid, (PeerNode, Instant)>,
+    /// Keys of the peers handed out: the readiness of a known process needs no second wait.
+    known: HashMap<Uuid, PeerNode>,
+}
+
+/// How a session ended.
+enum End {
+    /// By wish.
+    Stopped,
+    /// Otherwise; it is tried again.
+    Lost(String),
+}
+
+impl Run {
+    async fn run(mut self) {
+        let mut backoff = Backoff::new();
+        let mut ever = false;
+        loop {
+            match timeout(OPEN_WITHIN, self.open()).await {
+                Ok(Ok(mux)) => {
+                    ever = true;
+                    backoff.reset();
+                    if self.tell(Event::Connected).await.is_err() {
+                        return;
+                    }
+                    match self.session(&mux).await {
+                        Ok(End::Stopped) | Err(Closed) => return,
+                        Ok(End::Lost(reason)) => {
+                            if self.tell(Event::Disconnected(reason)).await.is_err() {
+                                return;
+                            }
+                        }
+                    }
+                }
+                Ok(Err(error)) if is_resume_refusal(&error) && self.resume_token.is_some() => {
+                    self.resume_token = None;
+                    continue;
+                }
+                Ok(Err(error)) if is_fatal(&error, ever) => {
+                    let _ = self.tell(Event::Fatal(error)).await;
+                    return;
+                }
+                Ok(Err(error)) => tracing::debug!(%error, "control connection"),
+                Err(_) => tracing::debug!("the control plane takes too long to answer"),
+            }
+            tokio::select! {
+                () = tokio::time::sleep(backoff.next(rand::random())) => {}
+                () = stopped(&mut self.stop) => return,
+                () = self.events.closed() => return,
+            }
+        }
+    }
+
+    async fn open(&self) -> Result<Mux, Error> {
+        let mut path = format!(
+            "/api/v2/workspaceagents/{}/coordinate?version=2.0",
+            self.agent
+        );
+        if let Some(token) = &self.resume_token {
+            path = format!("{path}&resume_token={}", segment(token));
+        }
+        Ok(Mux::client(self.http.websocket(&path, None).await?))
+    }
+
+    async fn session(&mut self, mux: &Mux) -> Result<End, Closed> {
+        match self.calls(mux).await {
+            Ok(end) => Ok(end),
+            Err(Broken::Rpc(error)) => Ok(End::Lost(error.to_string())),
+            Err(Broken::Closed) => Err(Closed),
+        }
+    }
+
+    async fn calls(&mut self, mux: &Mux) -> Result<End, Broken> {
+        let (mut sender, mut updates) = mux.bidirectional(tailnet::COORDINATE).await?;
+        sender.send(&add_tunnel(self.agent)).await?;
+        let request = StreamDerpMapsRequest {};
+        let mut maps = mux
+            .server_stream(tailnet::STREAM_DERP_MAPS, &request)
+            .await?;
+        let mut told = None;
+        let mut refresh_at = Some(Instant::now());
+        let mut stop = self.stop.clone();
+        loop {
+            let ready_at = self.waiting.values().map(|(_, due)| *due).min();
+            tokio::select! {
+                biased;
+                () = stopped(&mut stop) => {
+                    let _ = timeout(GOODBYE / 2, async {
+                        sender.send(&disconnect()).await?;
+                        while updates.message::<CoordinateResponse>().await?.is_some() {}
+                        Ok::<_, RpcError>(())
+                    }).await;
+                    mux.shutdown();
+                    let _ = timeout(GOODBYE / 4, mux.closed()).await;
+                    return Ok(End::Stopped);
+                }
+                node = next_node(&mut self.nodes, &mut told) => {
+                    sender.send(&update_self(&node)).await?;
+                }
+                update = updates.message::<CoordinateResponse>() => match update? {
+                    Some(update) => self.handle(&update).await?,
+                    None => return Ok(End::Lost("the server ended coordination".to_owned())),
+                },
+                map = maps.message::<tailnet::DerpMap>() => match map? {
+                    Some(map) => self.handle_map(map).await?,
+                    None => return Ok(End::Lost("the server ended the relay map".to_owned())),
+                },
+                () = at(ready_at) => self.release_overdue().await?,
+                () = at(refresh_at) => refresh_at = self.refresh(mux).await,
+            }
+        }
+    }
+
+    async fn handle(&mut self, update: &CoordinateResponse) -> Result<(), Broken> {
+        if !update.error.is_empty() {
+            tracing::warn!(error = update.error, "the control plane complains");
+        }
+        for change in changes(update).collect::<Vec<_>>() {
+            match change {
+                PeerChange::Node(id, node) => self.handle_node(id, node).await?,
+                PeerChange::Ready(id) => {
+                    if let Some((node, _)) = self.waiting.remove(&id) {
+                        self.hand_out(id, node).await?;
+                    }
+                }
+                PeerChange::Lost(id) => {
+                    // A process that comes back has another key, and has to get ready first.
+                    self.known.remove(&id);
+                    self.tell(Event::PeerLost(id)).await?;
+                }
+                PeerChange::Gone(id) => {
+                    self.waiting.remove(&id);
+                    self.known.remove(&id);
+                    self.tell(Event::PeerGone(id)).await?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    async fn handle_node(&mut self, id: Uuid, node: PeerNode) -> Result<(), Broken> {
+        match self.known.get(&id) {
+            Some(known) if *known == node => Ok(()),
+            Some(known) if known.key == node.key => self.hand_out(id, node).await,
+            _ => {
+                let due = match self.waiting.get(&id) {
+                    Some((before, due)) if before.key == node.key => *due,
+                    _ => Instant::now() + READY_WITHIN,
+                };
+                self.waiting.insert(id, (node, due));
+                Ok(())
+            }
+        }
+    }
+
+    async fn release_overdue(&mut self) -> Result<(), Broken> {
+        let now = Instant::now();
+        let due = self.waiting.iter().filter(|(_, (_, due))| *due <= now);
+        let due: Vec<Uuid> = due.map(|(id, _)| *id).collect();
+        for id in due {
+            if let Some((node, _)) = self.waiting.remove(&id) {
+                self.hand_out(id, node).await?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn hand_out(&mut self, id: Uuid, node: PeerNode) -> Result<(), Broken> {
+        self.known.insert(id, node.clone());
+        self.tell(Event::Peer(id, node)).await.map_err(Broken::from)
+    }
+
+    async fn handle_map(&self, map: tailnet::DerpMap) -> Result<(), Broken> {
+        let mut map = DerpMap::from(map);
+        map.rewrite_embedded(self.http.url());
+        map.drop_empty_regions();
+        self.tell(Event::DerpMap(map)).await.map_err(Broken::from)
+    }
+
+    /// Asks for the token that keeps this client's identity over a reconnect; says when next.
+    async fn refresh(&mut self, mux: &Mux) -> Option<Instant> {
+        let request = RefreshResumeTokenRequest {};
+        let path = tailnet::REFRESH_RESUME_TOKEN;
+        let answer = mux
+            .unary::<RefreshResumeTokenResponse>(path, &request)
+            .await;
+        match answer {
+            Ok(answer) => {
+                let wait = answer
+                    .refresh_in
+                    .map(|wait| wait.to_std())
+                    .unwrap_or_default();
+                self.resume_token = Some(answer.token).filter(|token| !token.is_empty());
+                let wait = if wait.is_zero() {
+                    Duration::from_secs(30 * 60)
+                } else {
+                    wait
+                };
+                Some(Instant::now() + wait)
+            }
+            Err(error) => {
+                tracing::debug!(%error, "no resume token");
+                None
+            }
+        }
+    }
+
+    async fn tell(&self, event: Event) -> Result<(), Closed> {
+        self.events.send(event).await.map_err(|_| Closed)
+    }
+}
+
+/// Nobody listens any more.
+#[derive(Debug)]
+struct Closed;
+
+#[derive(Debug)]
+enum Broken {
+    Rpc(RpcError),
+    Closed,
+}
+
+impl From<RpcError> for Broken {
+    fn from(error: RpcError) -> Self {
+        Self::Rpc(error)
+    }
+}
+
+impl From<Closed> for Broken {
+    fn from(_: Closed) -> Self {
+        Self::Closed
+    }
+}
+
+pub(crate) async fn stopped(stop: &mut watch::Receiver<bool>) {
+    if stop.wait_for(|stop| *stop).await.is_err() {
+        std::future::pending::<()>().await;
+    }
+}
+
+pub(crate) async fn at(due: Option<Instant>) {
+    match due {
+        Some(due) => tokio::time::sleep_until(due).await,
+        None => std::future::pending().await,
+    }
+}
+
+fn is_resume_refusal(error: &Error) -> bool {
+    matches!(error, Error::Status { status: 401, .. })
+}
+
+/// On the first dial these are final; later everything is tried again.
+fn is_fatal(error: &Error, ever: bool) -> bool {
+    match error {
+        Error::Unauthorized { .. } => true,
+        Error::Status { status, .. } => {
+            !ever && matches!(status, 400 | 401 | 403 | 404 | 409 | 500)
+        }
+        _ => false,
+    }
+}
