@@ -165,6 +165,7 @@ impl Taker<'_> {
             let first = &rest[..segment.min(rest.len())];
             let (burst, tail) = match transport_index(first) {
                 Some(index) => {
+                    let before = self.opened.len();
                     let (burst, tail) = rest.split_at(same_session(rest, segment));
                     open(
                         self.peers,
@@ -175,6 +176,11 @@ impl Taker<'_> {
                         self.now,
                         self.opened,
                     );
+                    if self.opened.len() > before
+                        && let Some(slot) = self.peers.get_mut(index)
+                    {
+                        self.paths.heard(slot.id, from, self.now);
+                    }
                     (burst, tail)
                 }
                 None => {

@@ -80,7 +80,7 @@ impl EndpointConfig {
             stack: StackChoice::Auto,
             offloads: Offloads::default(),
             tls: TlsOptions::default(),
-            max_mtu: 8920,
+            max_mtu: 16_344,
             keepalive: false,
             udp_port: None,
         }

@@ -22,6 +22,22 @@ const TRUST: Duration = Duration::from_millis(6500);
 const ACTIVE: Duration = Duration::from_secs(45);
 const HEARTBEAT: Duration = Duration::from_secs(2);
 const SEARCH: Duration = Duration::from_secs(1);
+/// A direct path that is sent to and silent for so long is asked whether it lives.
+const DOUBT: Duration = Duration::from_millis(400);
+/// And after so long packets go through the relay as well.
+const SUSPECT: Duration = Duration::from_millis(800);
+/// Pause between the questions.
+const ASK: Duration = Duration::from_millis(200);
+const STUN_ROUND: Duration = Duration::from_secs(25);
+/// MTUs that are tried on a direct path, the last on loopback only: four such packets fill a burst.
+const LADDER: [u16; 4] = [1380, 1420, 8920, 16_344];
+/// Rounds of tries on a path that was just found.
+const TRIES: u8 = 3;
+/// What disco and WireGuard add to an inner packet, to make pings of the same size.
+const DISCO_OVERHEAD: u16 = 78;
+const WIREGUARD_OVERHEAD: u16 = 32;
+/// Endpoints kept of one peer.
+const MAX_ENDPOINTS: usize = 32;
 
 /// What one endpoint's paths have in common.
 pub struct PathConfig {
@@ -179,22 +195,91 @@ pub fn interfaces() -> std::io::Result<Vec<std::net::IpAddr>> {
 struct Peer {
     info: PeerInfo,
     shared: Option<SharedBox>,
-    /// The address in use and when it answered last.
+    /// The address in use and when something came from it last.
     best: Option<(SocketAddr, Instant)>,
-    pings: HashMap<TxId, (Instant, Option<SocketAddr>, bool)>,
+    pings: HashMap<TxId, Ping>,
     active: Option<Instant>,
     next: Instant,
+    asked: Option<Instant>,
+    /// When something was sent straight that nothing has come back for since.
+    waiting: Option<Instant>,
     state: Option<PathState>,
+    /// The MTU proven on the address in use.
+    mtu: u16,
+    tries: u8,
+}
+
+#[derive(Clone, Copy)]
+struct Ping {
+    sent: Instant,
+    /// Somebody waits for the answer.
+    asked: bool,
+    mtu: u16,
+}
+
+impl Peer {
+    fn is_active(&self, now: Instant) -> bool {
+        let recent = |at| now.saturating_duration_since(at) < ACTIVE;
+        self.shared.is_some() && self.active.is_some_and(recent)
+    }
+
+    fn learn(&mut self, addr: SocketAddr) {
+        let endpoints = &mut self.info.endpoints;
+        if !endpoints.contains(&addr) && endpoints.len() < MAX_ENDPOINTS {
+            endpoints.push(addr);
+        }
+    }
+}
+
+/// What every message is made with.
+struct Sealer {
+    config: PathConfig,
+    public: DiscoPublic,
+    out: VecDeque<Transmit>,
+}
+
+impl Sealer {
+    fn send(&mut self, message: &Message, size: PayloadSize, shared: &SharedBox, to: Destination) {
+        let payload = disco::seal(message, size, &self.public, shared, rand::random());
+        self.out.push_back(Transmit { to, payload });
+    }
+
+    /// A ping as large as a WireGuard packet that carries `mtu`.
+    fn ping(
+        &mut self,
+        peer: &mut Peer,
+        to: Destination,
+        mtu: u16,
+        asked: bool,
+        now: Instant,
+    ) -> TxId {
+        let tx = TxId(rand::random());
+        if let Some(shared) = &peer.shared {
+            let node_key = Some(self.config.node);
+            let plain = usize::from(mtu + WIREGUARD_OVERHEAD - DISCO_OVERHEAD);
+            let size = PayloadSize::Padded(plain.max(disco::PADDED_LEN));
+            self.send(&Message::Ping { tx, node_key }, size, shared, to);
+            peer.pings.insert(
+                tx,
+                Ping {
+                    sent: now,
+                    asked,
+                    mtu,
+                },
+            );
+        }
+        tx
+    }
 }
 
 /// The paths to all peers.
 pub struct Paths {
-    config: PathConfig,
-    public: DiscoPublic,
+    sealer: Sealer,
     peers: HashMap<PeerId, Peer>,
     local: Vec<SocketAddr>,
     mapped: Vec<SocketAddr>,
-    out: VecDeque<Transmit>,
+    servers: Vec<SocketAddr>,
+    next_stun: Option<Instant>,
     events: VecDeque<Event>,
 }
 
@@ -202,16 +287,18 @@ impl Paths {
     /// Paths of an endpoint without peers.
     pub fn new(config: PathConfig, _seed: [u8; 32]) -> Paths {
         let public = config.disco.public();
-        let (out, events) = (VecDeque::new(), VecDeque::new());
-        let (peers, local, mapped) = (HashMap::new(), Vec::new(), Vec::new());
         Paths {
-            config,
-            public,
-            peers,
-            local,
-            mapped,
-            out,
-            events,
+            sealer: Sealer {
+                config,
+                public,
+                out: VecDeque::new(),
+            },
+            peers: HashMap::new(),
+            local: Vec::new(),
+            mapped: Vec::new(),
+            servers: Vec::new(),
+            next_stun: None,
+            events: VecDeque::new(),
         }
     }
 
@@ -219,21 +306,27 @@ impl Paths {
     pub fn set_local_endpoints(&mut self, endpoints: &[SocketAddr]) {
         if self.local != endpoints {
             self.local = endpoints.to_vec();
-            self.offer();
+            self.events.push_back(Event::LocalEndpoints(self.offered()));
         }
     }
 
-    fn offer(&mut self) {
+    fn offered(&self) -> Vec<SocketAddr> {
         let mut all = self.local.clone();
         all.extend(self.mapped.iter().filter(|addr| !self.local.contains(addr)));
-        self.events.push_back(Event::LocalEndpoints(all));
+        all
     }
 
-    /// Asks these servers how they see this machine.
-    pub fn set_stun_servers(&mut self, servers: &[SocketAddr], _now: Instant) {
-        for server in servers {
+    /// Asks these servers, again and again, how they see this machine.
+    pub fn set_stun_servers(&mut self, servers: &[SocketAddr], now: Instant) {
+        self.servers = servers.to_vec();
+        self.ask_servers(now);
+    }
+
+    fn ask_servers(&mut self, now: Instant) {
+        self.next_stun = (!self.servers.is_empty()).then(|| now + STUN_ROUND);
+        for server in &self.servers {
             let payload = stun::request(rand::random());
-            self.out.push_back(Transmit {
+            self.sealer.out.push_back(Transmit {
                 to: Destination::Udp(*server),
                 payload,
             });
@@ -242,28 +335,32 @@ impl Paths {
 
     /// Installs or changes a peer.
     pub fn upsert_peer(&mut self, id: PeerId, info: PeerInfo, now: Instant) {
-        let shared = info.disco.map(|disco| self.config.disco.shared(&disco));
+        let shared = info
+            .disco
+            .map(|disco| self.sealer.config.disco.shared(&disco));
         let old = self
             .peers
             .remove(&id)
             .filter(|old| old.info.disco == info.disco);
-        let best = old.as_ref().and_then(|old| old.best);
-        let state = old.and_then(|old| old.state);
-        let (pings, active) = (HashMap::new(), Some(now));
-        self.peers.insert(
-            id,
-            Peer {
-                info,
-                shared,
-                best,
-                pings,
-                active,
-                next: now,
-                state,
-            },
-        );
+        let mut peer = old.unwrap_or_else(|| Peer {
+            info: info.clone(),
+            shared: None,
+            best: None,
+            pings: HashMap::new(),
+            active: None,
+            next: now,
+            asked: None,
+            waiting: None,
+            state: None,
+            mtu: BASE_MTU,
+            tries: 0,
+        });
+        peer.info = info;
+        peer.shared = shared;
+        peer.active = Some(now);
+        self.peers.insert(id, peer);
         self.search(id, now);
-        self.tell(id, now);
+        self.tell(id);
     }
 
     /// Forgets a peer.
@@ -271,58 +368,80 @@ impl Paths {
         self.peers.remove(&id);
     }
 
+    /// Something of this peer came straight from `from`: that way lives.
+    pub fn heard(&mut self, id: PeerId, from: SocketAddr, now: Instant) {
+        if let Some(peer) = self.peers.get_mut(&id)
+            && let Some((best, at)) = &mut peer.best
+            && *best == from
+        {
+            *at = now;
+            peer.waiting = None;
+        }
+    }
+
     fn search(&mut self, id: PeerId, now: Instant) {
-        let Some(peer) = self.peers.get_mut(&id) else {
+        if !self.sealer.config.direct {
             return;
-        };
-        let Some(shared) = peer.shared.as_ref().filter(|_| self.config.direct) else {
+        }
+        let offered = self.offered();
+        let Paths { sealer, peers, .. } = self;
+        let Some(peer) = peers.get_mut(&id) else {
             return;
         };
         peer.pings
-            .retain(|_, (at, _, _)| now.saturating_duration_since(*at) < TRUST);
-        let best = peer.best.map(|(addr, _)| addr);
-        let all = peer.info.endpoints.iter().copied();
-        let targets: Vec<SocketAddr> = best.map_or_else(|| all.collect(), |addr| vec![addr]);
-        for addr in targets {
-            let tx = TxId(rand::random());
-            let ping = Message::Ping {
-                tx,
-                node_key: Some(self.config.node),
+            .retain(|_, ping| now.saturating_duration_since(ping.sent) < TRUST);
+        let Some((addr, _)) = peer.best else {
+            for addr in peer.info.endpoints.clone() {
+                sealer.ping(peer, Destination::Udp(addr), BASE_MTU, false, now);
+            }
+            if let (Some(home), Some(shared)) = (peer.info.home, &peer.shared) {
+                let call = Message::CallMeMaybe { endpoints: offered };
+                let to = Destination::Relay(home, peer.info.node);
+                sealer.send(&call, PayloadSize::V0, shared, to);
+            }
+            peer.next = now + SEARCH;
+            return;
+        };
+        // The heartbeat is as large as the packets it stands for, so it notices a path that
+        // became narrower.
+        let to = Destination::Udp(addr);
+        sealer.ping(peer, to, peer.mtu, false, now);
+        peer.next = now + HEARTBEAT;
+        if peer.tries > 0 && peer.info.features & FEATURE_MTU_PROOF != 0 {
+            peer.tries -= 1;
+            peer.next = now + SEARCH;
+            let most = sealer.config.max_mtu;
+            let most = if addr.ip().is_loopback() {
+                most
+            } else {
+                most.min(LADDER[2])
             };
-            let size = PayloadSize::Padded(disco::PADDED_LEN);
-            let payload = disco::seal(&ping, size, &self.public, shared, rand::random());
-            peer.pings.insert(tx, (now, Some(addr), false));
-            self.out.push_back(Transmit {
-                to: Destination::Udp(addr),
-                payload,
-            });
+            let (least, most) = (peer.mtu, most);
+            for mtu in LADDER
+                .into_iter()
+                .filter(|mtu| *mtu > least && *mtu <= most)
+            {
+                sealer.ping(peer, to, mtu, false, now);
+            }
         }
-        if let Some(home) = peer.info.home.filter(|_| best.is_none()) {
-            let endpoints = self.local.iter().chain(&self.mapped).copied().collect();
-            let call = Message::CallMeMaybe { endpoints };
-            let payload = disco::seal(&call, PayloadSize::V0, &self.public, shared, rand::random());
-            self.out.push_back(Transmit {
-                to: Destination::Relay(home, peer.info.node),
-                payload,
-            });
-        }
-        peer.next = now + if best.is_some() { HEARTBEAT } else { SEARCH };
     }
 
     /// Takes a datagram that is disco or STUN; false when it is neither.
     pub fn handle_udp(&mut self, from: SocketAddr, datagram: &[u8], now: Instant) -> bool {
-        if let Ok((_, mapped)) = stun::parse_response(datagram) {
-            if !self.mapped.contains(&mapped) {
-                self.mapped = vec![mapped];
-                self.offer();
+        if disco::is_disco(datagram) {
+            if self.sealer.config.direct {
+                self.take(Via::Direct(from), datagram, now);
             }
             return true;
         }
-        if !disco::is_disco(datagram) {
+        if !self.servers.contains(&from) || !stun::is_stun(datagram) {
             return false;
         }
-        if self.config.direct {
-            self.take(Via::Direct(from), datagram, now);
+        if let Ok((_, mapped)) = stun::parse_response(datagram)
+            && !self.mapped.contains(&mapped)
+        {
+            self.mapped = vec![mapped];
+            self.events.push_back(Event::LocalEndpoints(self.offered()));
         }
         true
     }
@@ -345,7 +464,13 @@ impl Paths {
     fn take(&mut self, via: Via, packet: &[u8], now: Instant) -> Option<()> {
         let sender = disco::sender(packet)?;
         let known = |(_, peer): &(&PeerId, &mut Peer)| peer.info.disco == Some(sender);
-        let (id, peer) = self.peers.iter_mut().find(known)?;
+        let Paths {
+            sealer,
+            peers,
+            events,
+            ..
+        } = self;
+        let (id, peer) = peers.iter_mut().find(known)?;
         let (id, shared) = (*id, peer.shared.as_ref()?);
         match disco::open(packet, shared).ok()? {
             Message::Ping { tx, .. } => {
@@ -357,54 +482,55 @@ impl Paths {
                     ),
                 };
                 let size = PayloadSize::Padded(disco::PADDED_LEN);
-                let pong = Message::Pong { tx, source };
-                let payload = disco::seal(&pong, size, &self.public, shared, rand::random());
-                self.out.push_back(Transmit { to, payload });
-                if let Via::Direct(from) = via
-                    && !peer.info.endpoints.contains(&from)
-                    && peer.info.endpoints.len() < 32
-                {
-                    peer.info.endpoints.push(from);
-                    peer.next = now;
+                sealer.send(&Message::Pong { tx, source }, size, shared, to);
+                if let Via::Direct(from) = via {
+                    if peer.best.is_none() && !peer.info.endpoints.contains(&from) {
+                        peer.next = now;
+                    }
+                    peer.learn(from);
                 }
             }
             Message::Pong { tx, .. } => {
-                let (sent, _, asked) = peer.pings.remove(&tx)?;
+                let Ping { sent, asked, mtu } = peer.pings.remove(&tx)?;
                 if asked {
                     let rtt = now.saturating_duration_since(sent);
-                    self.events.push_back(Event::Pong { tx, rtt, via });
+                    events.push_back(Event::Pong { tx, rtt, via });
                 }
                 if let Via::Direct(from) = via {
-                    let current = peer.best.map(|(addr, _)| addr);
-                    if current.is_none() || current == Some(from) {
-                        peer.best = Some((from, now));
-                        peer.next = peer.next.max(now + HEARTBEAT);
+                    match &mut peer.best {
+                        None => {
+                            peer.best = Some((from, now));
+                            peer.tries = TRIES;
+                            peer.next = now;
+                        }
+                        Some((best, at)) if *best == from => {
+                            let since = peer.waiting.take().unwrap_or(now);
+                            let silent = now.saturating_duration_since(since) > SUSPECT;
+                            *at = now;
+                            if mtu > peer.mtu {
+                                peer.mtu = mtu;
+                                events.push_back(Event::Mtu { peer: id, mtu });
+                            } else if mtu < peer.mtu && silent {
+                                // Small packets pass and large ones did not.
+                                peer.mtu = BASE_MTU;
+                                peer.tries = TRIES;
+                                events.push_back(Event::Mtu {
+                                    peer: id,
+                                    mtu: BASE_MTU,
+                                });
+                            }
+                        }
+                        Some(_) => {}
                     }
                 }
-                self.tell(id, now);
+                self.tell(id);
             }
             Message::CallMeMaybe { endpoints } => {
-                for addr in endpoints {
-                    if !peer.info.endpoints.contains(&addr) && peer.info.endpoints.len() < 32 {
-                        peer.info.endpoints.push(addr);
-                    }
-                }
-                if peer.best.is_none() && self.config.direct {
-                    let all: Vec<_> = peer.info.endpoints.clone();
-                    for addr in all {
-                        let tx = TxId(rand::random());
-                        let ping = Message::Ping {
-                            tx,
-                            node_key: Some(self.config.node),
-                        };
-                        let size = PayloadSize::Padded(disco::PADDED_LEN);
-                        let payload =
-                            disco::seal(&ping, size, &self.public, shared, rand::random());
-                        peer.pings.insert(tx, (now, Some(addr), false));
-                        self.out.push_back(Transmit {
-                            to: Destination::Udp(addr),
-                            payload,
-                        });
+                endpoints.into_iter().for_each(|addr| peer.learn(addr));
+                if peer.best.is_none() && self.sealer.config.direct {
+                    for addr in peer.info.endpoints.clone() {
+                        self.sealer
+                            .ping(peer, Destination::Udp(addr), BASE_MTU, false, now);
                     }
                 }
             }
@@ -414,76 +540,88 @@ impl Paths {
 
     /// How the next burst for a peer is sent.
     pub fn route(&mut self, id: PeerId, now: Instant) -> Route {
-        let Some(peer) = self.peers.get_mut(&id) else {
+        let Paths { sealer, peers, .. } = self;
+        let Some(peer) = peers.get_mut(&id) else {
             return Route::default();
         };
-        if peer
-            .active
-            .is_none_or(|at| now.saturating_duration_since(at) > ACTIVE)
-        {
+        if !peer.is_active(now) {
             peer.next = now;
         }
         peer.active = Some(now);
         let relay = peer.info.home.map(|home| (home, peer.info.node));
-        match peer.best {
-            Some((addr, at)) if now.saturating_duration_since(at) < TRUST => Route {
-                direct: Some(addr),
-                relay: None,
-            },
-            Some((addr, _)) => Route {
-                direct: Some(addr),
-                relay,
-            },
-            None => Route {
+        let Some((addr, _)) = peer.best else {
+            return Route {
                 direct: None,
                 relay,
-            },
+            };
+        };
+        let since = *peer.waiting.get_or_insert(now);
+        let silent = now.saturating_duration_since(since);
+        let asked = peer
+            .asked
+            .is_some_and(|at| now.saturating_duration_since(at) < ASK);
+        if silent > DOUBT && !asked {
+            peer.asked = Some(now);
+            sealer.ping(peer, Destination::Udp(addr), BASE_MTU, false, now);
+        }
+        Route {
+            direct: Some(addr),
+            relay: relay.filter(|_| silent > SUSPECT),
         }
     }
 
     /// A send to a direct address failed.
     pub fn path_failed(&mut self, id: PeerId, addr: SocketAddr, now: Instant) {
-        if let Some(peer) = self.peers.get_mut(&id)
-            && peer.best.is_some_and(|(best, _)| best == addr)
-        {
-            peer.best = None;
-            self.tell(id, now);
+        let best = self.peers.get(&id).and_then(|peer| peer.best);
+        if best.is_some_and(|(best, _)| best == addr) {
+            self.lose(id, now);
         }
+    }
+
+    /// The address in use is given up.
+    fn lose(&mut self, id: PeerId, now: Instant) {
+        if let Some(peer) = self.peers.get_mut(&id) {
+            peer.best = None;
+            peer.next = now + ASK;
+            if peer.mtu != BASE_MTU {
+                peer.mtu = BASE_MTU;
+                self.events.push_back(Event::Mtu {
+                    peer: id,
+                    mtu: BASE_MTU,
+                });
+            }
+        }
+        self.tell(id);
     }
 
     /// Sends a ping the way packets go at the moment.
     pub fn start_ping(&mut self, id: PeerId, now: Instant) -> TxId {
-        let tx = TxId(rand::random());
         let route = self.route(id, now);
-        if let Some(peer) = self.peers.get_mut(&id)
-            && let Some(shared) = &peer.shared
-        {
-            let to = match (route.direct, route.relay) {
-                (Some(addr), _) => Destination::Udp(addr),
-                (None, Some((region, node))) => Destination::Relay(region, node),
-                (None, None) => return tx,
-            };
-            let ping = Message::Ping {
-                tx,
-                node_key: Some(self.config.node),
-            };
-            let payload = disco::seal(&ping, PayloadSize::V0, &self.public, shared, rand::random());
-            peer.pings.insert(tx, (now, route.direct, true));
-            self.out.push_back(Transmit { to, payload });
+        let to = match (route.direct, route.relay) {
+            (Some(addr), _) => Destination::Udp(addr),
+            (None, Some((region, node))) => Destination::Relay(region, node),
+            (None, None) => return TxId(rand::random()),
+        };
+        match self.peers.get_mut(&id) {
+            Some(peer) => self.sealer.ping(peer, to, BASE_MTU, true, now),
+            None => TxId(rand::random()),
         }
-        tx
     }
 
-    fn tell(&mut self, id: PeerId, _now: Instant) {
+    fn tell(&mut self, id: PeerId) {
         let Some(peer) = self.peers.get_mut(&id) else {
             return;
         };
+        let reason = if !self.sealer.config.direct {
+            Reason::DirectOff
+        } else if peer.info.endpoints.is_empty() || peer.shared.is_none() {
+            Reason::NoEndpoints
+        } else {
+            Reason::NoAnswer
+        };
         let state = match (peer.best, peer.info.home) {
             (Some((addr, _)), _) => PathState::Direct(addr),
-            (None, Some(home)) if !self.config.direct => {
-                PathState::Relayed(home, Reason::DirectOff)
-            }
-            (None, Some(home)) => PathState::Relayed(home, Reason::NoAnswer),
+            (None, Some(home)) => PathState::Relayed(home, reason),
             (None, None) => PathState::None,
         };
         if peer.state != Some(state) {
@@ -494,7 +632,7 @@ impl Paths {
 
     /// A packet to send.
     pub fn poll_transmit(&mut self) -> Option<Transmit> {
-        self.out.pop_front()
+        self.sealer.out.pop_front()
     }
 
     /// Something to know.
@@ -504,37 +642,32 @@ impl Paths {
 
     /// When [`Paths::handle_timeout`] has something to do.
     pub fn poll_timeout(&self) -> Option<(Instant, &'static str)> {
-        if !self.config.direct {
+        if !self.sealer.config.direct {
             return None;
         }
-        let active = self.peers.values().filter(|peer| {
-            peer.active.is_some_and(|at| at.elapsed() < ACTIVE) && peer.shared.is_some()
-        });
+        let now = Instant::now();
+        let active = self.peers.values().filter(|peer| peer.is_active(now));
+        let stun = self.next_stun.map(|at| (at, "stun"));
         active
             .map(|peer| (peer.next, "path"))
+            .chain(stun)
             .min_by_key(|(at, _)| *at)
     }
 
     /// Does what is due.
     pub fn handle_timeout(&mut self, now: Instant) {
-        let due: Vec<PeerId> = self
+        if self.next_stun.is_some_and(|at| at <= now) {
+            self.ask_servers(now);
+        }
+        let due = self
             .peers
             .iter()
-            .filter(|(_, peer)| peer.next <= now && peer.shared.is_some())
-            .filter(|(_, peer)| {
-                peer.active
-                    .is_some_and(|at| now.saturating_duration_since(at) < ACTIVE)
-            })
-            .map(|(id, _)| *id)
-            .collect();
+            .filter(|(_, peer)| peer.next <= now && peer.is_active(now));
+        let due: Vec<PeerId> = due.map(|(id, _)| *id).collect();
         for id in due {
-            if let Some(peer) = self.peers.get_mut(&id)
-                && peer
-                    .best
-                    .is_some_and(|(_, at)| now.saturating_duration_since(at) > TRUST)
-            {
-                peer.best = None;
-                self.tell(id, now);
+            let best = self.peers.get(&id).and_then(|peer| peer.best);
+            if best.is_some_and(|(_, at)| now.saturating_duration_since(at) > TRUST) {
+                self.lose(id, now);
             }
             self.search(id, now);
         }
