@@ -68,8 +68,19 @@ impl Driver {
                 tracing::trace!("relayed packet from a node that is no peer dropped");
                 continue;
             };
-            let Driver { peers, opened, .. } = self;
+            let Driver {
+                peers,
+                opened,
+                paths,
+                ..
+            } = self;
+            let before = opened.len();
             open(peers, index, packet, packet.len(), None, now, opened);
+            if opened.len() > before
+                && let Some(slot) = peers.get_mut(index)
+            {
+                paths.heard_relayed(slot.id, now);
+            }
         }
         self.dispatch(now);
     }

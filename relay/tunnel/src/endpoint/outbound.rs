@@ -169,7 +169,10 @@ impl Driver {
             id: slot.id,
             now,
         };
-        let mut route = sender.paths.route(slot.id, now);
+        let mut route = match data {
+            true => sender.paths.route(slot.id, now),
+            false => sender.paths.quiet_route(slot.id, now),
+        };
         // A relay that is not connected would only make packets old.
         route.relay = route
             .relay

@@ -545,7 +545,12 @@ impl Paths {
             return Route::default();
         };
         if !peer.is_active(now) {
+            // After a rest nothing is known against the path; doubt comes soon enough.
             peer.next = now;
+            peer.waiting = None;
+            if let Some((_, at)) = &mut peer.best {
+                *at = now;
+            }
         }
         peer.active = Some(now);
         let relay = peer.info.home.map(|home| (home, peer.info.node));
@@ -567,6 +572,39 @@ impl Paths {
         Route {
             direct: Some(addr),
             relay: relay.filter(|_| silent > SUSPECT),
+        }
+    }
+
+    /// How a keepalive is sent, which does not make the peer one that paths are looked for.
+    pub fn quiet_route(&self, id: PeerId, now: Instant) -> Route {
+        let Some(peer) = self.peers.get(&id) else {
+            return Route::default();
+        };
+        let relay = peer.info.home.map(|home| (home, peer.info.node));
+        match peer.best {
+            Some((addr, at)) => {
+                let old = now.saturating_duration_since(at) > TRUST;
+                Route {
+                    direct: Some(addr),
+                    relay: relay.filter(|_| old),
+                }
+            }
+            None => Route {
+                direct: None,
+                relay,
+            },
+        }
+    }
+
+    /// Something of this peer came through a relay: it has doubts about the direct path.
+    pub fn heard_relayed(&mut self, id: PeerId, now: Instant) {
+        if let Some(peer) = self.peers.get_mut(&id)
+            && peer
+                .best
+                .is_some_and(|(_, at)| now.saturating_duration_since(at) > ASK)
+            && let Some(since) = now.checked_sub(SUSPECT + ASK)
+        {
+            peer.waiting = Some(peer.waiting.map_or(since, |at| at.min(since)));
         }
     }
 
