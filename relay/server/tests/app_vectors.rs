@@ -1,5 +1,9 @@
 //! Every row of the dashboard route's vector files that needs no running server, through the real
 //! code.
+#![allow(
+    clippy::unwrap_used,
+    reason = "a test panics on what it does not expect"
+)]
 
 use std::collections::BTreeMap;
 use std::fs;
