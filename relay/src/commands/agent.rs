@@ -1,9 +1,27 @@
 //! `relay agent`: the workspace's side.
 
+use std::path::PathBuf;
+use std::task::Poll;
+
+use anyhow::Context;
+use relay_agent::Config;
+use relay_control::rest::Access;
+use relay_engine::{Engine, limits};
+use relay_tunnel::dial::TlsOptions;
+use relay_tunnel::endpoint::StackChoice;
+use relay_tunnel::stack::NetHelper;
+use url::Url;
+
 use crate::cli::Global;
+
+const EXAMPLES: &str = "\
+Examples:
+  relay agent --url https://relay.example.com --token TOKEN
+  CODER_AGENT_URL=https://relay.example.com CODER_AGENT_TOKEN_FILE=/run/agent-token relay agent";
 
 /// Flags of `relay agent`.
 #[derive(clap::Args)]
+#[command(after_help = EXAMPLES)]
 pub(crate) struct Args {
     /// URL of the control plane
     // `url` and `token` have the names of the global flags on purpose: here they mean the agent's.
@@ -17,14 +35,138 @@ pub(crate) struct Args {
         hide_env_values = true
     )]
     token: Option<String>,
+    /// File to read the agent's token from
+    #[arg(long, env = "CODER_AGENT_TOKEN_FILE", value_name = "FILE")]
+    #[arg(hide_env_values = true)]
+    token_file: Option<PathBuf>,
+    /// TCP/IP stack of the tunnel: auto, kernel or user
+    #[arg(long, default_value = "auto", value_name = "STACK")]
+    stack: StackChoice,
+    /// How bytes are moved between sockets: auto, copy, splice, io-uring or sockmap
+    #[arg(long, default_value = "auto", value_name = "ENGINE")]
+    engine: Engine,
 }
 
 /// Runs the command.
-pub(crate) fn run(args: Args, _global: &Global) -> anyhow::Result<()> {
-    anyhow::ensure!(args.url.is_some(), "no URL: give --url or CODER_AGENT_URL");
-    anyhow::ensure!(
-        args.token.is_some(),
-        "no token: give --token or CODER_AGENT_TOKEN"
-    );
-    anyhow::bail!("`relay agent` is not built yet")
+pub(crate) fn run(args: Args, global: &Global) -> anyhow::Result<()> {
+    let url = args.url()?;
+    let token = args.read_token()?;
+    // Before the first thread: the helper must be alone when it is forked.
+    let helper = NetHelper::spawn()?;
+    limits::raise_descriptor_limit();
+    let config = Config {
+        url,
+        access: Access {
+            token,
+            headers: global.headers()?,
+            tls: TlsOptions {
+                ca_file: global.client_tls_ca_file.clone(),
+                cert_file: global.client_tls_cert_file.clone(),
+                key_file: global.client_tls_key_file.clone(),
+            },
+        },
+        helper,
+        direct: !global.disable_direct_connections,
+        stack: args.stack,
+        engine: args.engine,
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    runtime.block_on(relay_agent::run(config, interrupted()))?;
+    Ok(())
+}
+
+impl Args {
+    fn url(&self) -> anyhow::Result<Url> {
+        let text = self.url.as_deref().filter(|text| !text.is_empty());
+        let text = text.context("no URL of a control plane: give --url or CODER_AGENT_URL")?;
+        let url: Url = text
+            .parse()
+            .with_context(|| format!("--url \"{text}\" is not a URL"))?;
+        anyhow::ensure!(
+            matches!(url.scheme(), "http" | "https") && url.has_host(),
+            "--url \"{text}\" must start with http:// or https:// and name a host"
+        );
+        Ok(url)
+    }
+
+    fn read_token(&self) -> anyhow::Result<String> {
+        if let Some(token) = self.token.as_deref().filter(|token| !token.is_empty()) {
+            return Ok(token.to_owned());
+        }
+        let file = self
+            .token_file
+            .as_ref()
+            .context("no agent token: give --token, CODER_AGENT_TOKEN or CODER_AGENT_TOKEN_FILE")?;
+        let text = std::fs::read_to_string(file)
+            .with_context(|| format!("cannot read the token file {}", file.display()))?;
+        let token = text.trim();
+        anyhow::ensure!(
+            !token.is_empty(),
+            "the token file {} is empty",
+            file.display()
+        );
+        Ok(token.to_owned())
+    }
+}
+
+/// Comes back when the user or the system wants the process to end.
+async fn interrupted() {
+    use tokio::signal::unix::{SignalKind, signal};
+    let kinds = [
+        SignalKind::interrupt(),
+        SignalKind::terminate(),
+        SignalKind::hangup(),
+    ];
+    let mut signals: Vec<_> = kinds
+        .into_iter()
+        .filter_map(|kind| signal(kind).ok())
+        .collect();
+    std::future::poll_fn(|context| {
+        let came = signals
+            .iter_mut()
+            .any(|signal| signal.poll_recv(context).is_ready());
+        if came { Poll::Ready(()) } else { Poll::Pending }
+    })
+    .await;
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Cli {
+        #[command(flatten)]
+        args: Args,
+    }
+
+    fn args(words: &[&str]) -> Args {
+        Cli::parse_from(words).args
+    }
+
+    #[test]
+    fn the_token_comes_from_the_flag_or_a_file() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(&file, "from-file\n").unwrap();
+        let path = file.path().to_str().unwrap();
+        let both = args(&["agent", "--token", "from-flag", "--token-file", path]);
+        assert_eq!(both.read_token().unwrap(), "from-flag");
+        let from_file = args(&["agent", "--token-file", path]);
+        assert_eq!(from_file.read_token().unwrap(), "from-file");
+        let missing = args(&["agent", "--token-file", "/nonexistent/token"]);
+        let error = missing.read_token().unwrap_err().to_string();
+        assert!(error.contains("/nonexistent/token"), "{error}");
+    }
+
+    #[test]
+    fn a_url_that_is_none_is_named() {
+        for text in ["relay.example.com", "ftp://relay.example.com", "http://"] {
+            let error = args(&["agent", "--url", text]).url().unwrap_err();
+            assert!(format!("{error:#}").contains(text), "{error:#}");
+        }
+    }
 }

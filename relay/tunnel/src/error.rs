@@ -32,6 +32,9 @@ pub enum Error {
     /// A stack that is named but does not exist yet.
     #[error("--stack user is not built yet; use --stack auto or --stack kernel")]
     UserStack,
+    /// A stack that is not known.
+    #[error("no stack is called \"{0}\"; use auto, kernel or user")]
+    UnknownStack(String),
     /// The endpoint's loop has ended, so nothing can be asked of it any more.
     #[error("the tunnel is closed")]
     Closed,

@@ -38,6 +38,19 @@ pub enum StackChoice {
     User,
 }
 
+impl std::str::FromStr for StackChoice {
+    type Err = Error;
+
+    fn from_str(name: &str) -> Result<Self, Error> {
+        match name {
+            "auto" => Ok(StackChoice::Auto),
+            "kernel" => Ok(StackChoice::Kernel),
+            "user" => Err(Error::UserStack),
+            _ => Err(Error::UnknownStack(name.to_owned())),
+        }
+    }
+}
+
 /// What an endpoint is made of.
 #[derive(Debug)]
 pub struct EndpointConfig {

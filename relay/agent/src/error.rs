@@ -1,0 +1,24 @@
+//! Why an agent cannot start; once it runs, it goes on for ever.
+
+/// What can go wrong.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The token is not known.
+    #[error(
+        "{url} does not accept the agent token; give the one that `relay server workspace create` \
+         printed for this agent"
+    )]
+    Token {
+        /// The control plane.
+        url: String,
+    },
+    /// The control plane does not let this agent in, for another reason.
+    #[error("the control plane does not let this agent in: {0}")]
+    Refused(relay_control::Error),
+    /// The tunnel cannot be opened.
+    #[error(transparent)]
+    Tunnel(#[from] relay_tunnel::Error),
+    /// Something that goes on for ever ended.
+    #[error("the agent's {0} ended; start the agent again")]
+    Ended(&'static str),
+}
