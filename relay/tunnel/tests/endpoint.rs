@@ -389,3 +389,27 @@ async fn a_relayed_stream_outlives_its_relay() {
     println!("relay away for 3 s: the stream stood still for {longest:?}");
     assert!(longest > Duration::from_secs(2) && longest < Duration::from_secs(4));
 }
+
+#[tokio::test]
+async fn a_relay_is_reached_over_websocket_too() {
+    let relay = support::Relay::start().await;
+    let websocket = |config: &mut relay_tunnel::endpoint::EndpointConfig| {
+        config.direct = false;
+        config.force_websockets = true;
+    };
+    let Some(client) = End::open_with(CLIENT, true, &relay.map(), websocket).await else {
+        return;
+    };
+    let Some(agent) = End::open(AGENT, false, false, &relay.map()).await else {
+        return;
+    };
+    let pair = Pair {
+        client,
+        agent,
+        relay,
+        direct: false,
+    };
+    pair.introduce().await;
+    serve(&pair.agent.endpoint);
+    both_ways(&pair, 8, "relayed over WebSocket").await;
+}

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::BytesMut;
+use futures_util::{SinkExt, StreamExt};
 use relay_tunnel::endpoint::{
     self, Endpoint, EndpointConfig, EndpointEvents, Event, LocalNode, PeerNode,
 };
@@ -14,9 +15,12 @@ use relay_tunnel::stack::NetHelper;
 use relay_wire::derp::{self, Decoder, Frame};
 use relay_wire::derp_map::{DerpMap, Node, Region};
 use relay_wire::keys::{DiscoPrivate, NodePrivate, NodePublic};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
+use tokio_tungstenite::tungstenite::Message;
+use tokio_tungstenite::tungstenite::handshake::server::{Request, Response};
+use tokio_tungstenite::tungstenite::http::HeaderValue;
 use uuid::Uuid;
 
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
@@ -88,13 +92,67 @@ impl Relay {
     }
 }
 
-async fn serve(mut stream: TcpStream, key: NodePrivate, clients: Clients) -> Option<()> {
-    stream.set_nodelay(true).ok()?;
-    let mut request = Vec::new();
-    while !request.ends_with(b"\r\n\r\n") {
-        request.push(stream.read_u8().await.ok()?);
+/// Serves the upgrade, or the same protocol in WebSocket messages.
+#[allow(clippy::result_large_err)] // the library decides the type of refusals
+async fn serve(stream: TcpStream, key: NodePrivate, clients: Clients) {
+    stream.set_nodelay(true).unwrap();
+    let mut start = [0; 512];
+    let got = stream.peek(&mut start).await.unwrap_or(0);
+    if !String::from_utf8_lossy(&start[..got])
+        .to_lowercase()
+        .contains("upgrade: websocket")
+    {
+        serve_upgraded(stream, true, key, clients).await;
+        return;
     }
-    let mut out = BytesMut::from(derp::handshake::upgrade_response(&key.public()).as_bytes());
+    let answer = |_: &Request, mut response: Response| {
+        let protocol = HeaderValue::from_static("derp");
+        response
+            .headers_mut()
+            .insert("Sec-WebSocket-Protocol", protocol);
+        Ok(response)
+    };
+    let Ok(socket) = tokio_tungstenite::accept_hdr_async(stream, answer).await else {
+        return;
+    };
+    let (mut sink, mut messages) = socket.split();
+    let (near, far) = tokio::io::duplex(64 * 1024);
+    let (mut read, mut write) = tokio::io::split(far);
+    let mut bridges = tokio::task::JoinSet::new();
+    bridges.spawn(async move {
+        while let Some(Ok(message)) = messages.next().await {
+            write.write_all(&message.into_data()).await.unwrap();
+        }
+    });
+    bridges.spawn(async move {
+        let mut data = vec![0; 1000];
+        while let Ok(got @ 1..) = read.read(&mut data).await {
+            let message = Message::Binary(data[..got].to_vec().into());
+            if sink.send(message).await.is_err() {
+                break;
+            }
+        }
+    });
+    serve_upgraded(near, false, key, clients).await;
+}
+
+async fn serve_upgraded<S>(
+    mut stream: S,
+    upgrade: bool,
+    key: NodePrivate,
+    clients: Clients,
+) -> Option<()>
+where
+    S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
+    let mut out = BytesMut::new();
+    if upgrade {
+        let mut request = Vec::new();
+        while !request.ends_with(b"\r\n\r\n") {
+            request.push(stream.read_u8().await.ok()?);
+        }
+        out.extend_from_slice(derp::handshake::upgrade_response(&key.public()).as_bytes());
+    }
     Frame::ServerKey(key.public()).encode(&mut out);
     stream.write_all(&out).await.ok()?;
 
@@ -112,7 +170,7 @@ async fn serve(mut stream: TcpStream, key: NodePrivate, clients: Clients) -> Opt
     let (sender, mut receiver) = mpsc::channel::<(NodePublic, bytes::Bytes)>(512);
     clients.lock().unwrap().insert(client, sender);
 
-    let (mut read, mut write) = stream.into_split();
+    let (mut read, mut write) = tokio::io::split(stream);
     let mut writer = tokio::task::JoinSet::new();
     writer.spawn(async move {
         let mut out = BytesMut::new();
@@ -160,14 +218,23 @@ impl End {
         direct: bool,
         map: &DerpMap,
     ) -> Option<End> {
+        End::open_with(address, client, map, |config| config.direct = direct).await
+    }
+
+    pub(crate) async fn open_with(
+        address: Ipv6Addr,
+        client: bool,
+        map: &DerpMap,
+        change: impl FnOnce(&mut EndpointConfig),
+    ) -> Option<End> {
         let mut rng = rand::rng();
         let keys = (
             NodePrivate::generate(&mut rng),
             DiscoPrivate::generate(&mut rng),
         );
         let mut config = EndpointConfig::new(keys.0, keys.1, vec![address]);
-        config.direct = direct;
         config.keepalive = client;
+        change(&mut config);
         let opened = NetHelper::spawn().and_then(|helper| endpoint::start(config, helper));
         let (endpoint, events) = match opened {
             Ok(opened) => opened,
