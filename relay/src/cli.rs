@@ -80,8 +80,9 @@ impl Cli {
         let service = matches!(self.command, Command::Agent(_) | Command::Server(_));
         let level = match (self.global.verbose, service) {
             (true, _) => "debug",
-            (false, true) => "info",
-            (false, false) => "warn",
+            // boringtun warns of every handshake that is repeated; relay says what matters of it.
+            (false, true) => "info,boringtun=off",
+            (false, false) => "warn,boringtun=off",
         };
         let filter = EnvFilter::try_from_env("RELAY_LOG").unwrap_or_else(|_| EnvFilter::new(level));
         let colors = std::io::IsTerminal::is_terminal(&std::io::stderr())

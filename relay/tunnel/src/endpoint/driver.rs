@@ -458,7 +458,7 @@ impl Driver {
     /// Tells a warning unless it was told before.
     pub(super) fn warn(&mut self, text: String) {
         if self.said.insert(text.clone()) {
-            tracing::warn!("{text}");
+            tracing::debug!("{text}");
             self.tell(Event::Warning(text));
         }
     }

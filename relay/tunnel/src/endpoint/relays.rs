@@ -17,6 +17,9 @@ use crate::dial::TlsOptions;
 /// How long a region may take to show that it is near.
 const MEASURE: Duration = Duration::from_millis(1500);
 
+/// How much later than the nearest a region may be and still be compared.
+const LATER: Duration = Duration::from_millis(100);
+
 /// All relay connections of one endpoint.
 pub(super) struct Relays {
     key: NodePrivate,
@@ -70,6 +73,9 @@ impl Relays {
     /// Takes a new map. A home that is still in it stays; one region alone is home at once; of
     /// several, the nearest becomes it when all are measured.
     pub(super) fn set_map(&mut self, map: DerpMap) {
+        if self.map == map && self.home.is_some() {
+            return;
+        }
         self.map = map;
         let candidates: Vec<u16> = self
             .map
@@ -106,9 +112,12 @@ impl Relays {
             for (region, node) in targets {
                 tasks.spawn(async move { (region, connect_time(&node).await) });
             }
-            while let Some(result) = tasks.join_next().await {
+            // Whoever is much later than the first is no candidate.
+            let mut until = tokio::time::Instant::now() + MEASURE;
+            while let Ok(Some(result)) = tokio::time::timeout_at(until, tasks.join_next()).await {
                 if let Ok((region, Some(time))) = result {
                     measured.push((region, time));
+                    until = until.min(tokio::time::Instant::now() + LATER);
                 }
             }
             if let Some(commands) = commands.upgrade() {
