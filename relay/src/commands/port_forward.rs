@@ -1,15 +1,79 @@
 //! `relay port-forward`: makes ports of a workspace appear on this machine.
 
-use crate::cli::Global;
+use std::net::IpAddr;
+
+use clap::builder::BoolishValueParser;
+use relay_engine::Engine;
+use relay_wire::spec::{Forward, Proto};
+use serde::Serialize;
+
+use crate::cli::{Global, environment};
+use crate::output::{self, Format};
+
+const EXAMPLES: &str = "\
+Examples:
+  relay port-forward dev --tcp 8080                  port 8080 of workspace `dev` on localhost:8080
+  relay port-forward dev --tcp 8080:8000             port 8000, on localhost:8080
+  relay port-forward dev --tcp 8080,9000:3000        several
+  relay port-forward dev --tcp 5000-5009             a range
+  relay port-forward dev --tcp 8000-8009:9000-9009   a range, on other local ports
+  relay port-forward dev --udp 5353:53               UDP
+  relay port-forward dev --tcp 0.0.0.0:8080:80       for other machines too
+  relay port-forward alice/dev.gpu --tcp 8888        one agent of somebody's workspace
+
+The other direction, a local port in the workspace, is `ssh -R`.";
 
 /// Flags of `relay port-forward`.
 #[derive(clap::Args)]
+#[command(after_help = EXAMPLES)]
 pub(crate) struct Args {
     /// `[owner/]workspace[.agent]`
+    #[arg(value_name = "WORKSPACE")]
     workspace: String,
+    /// TCP ports: `[BIND:]LOCAL[:REMOTE]`, each a port or a range; commas and repetition are fine
+    /// [env: CODER_PORT_FORWARD_TCP=]
+    #[arg(short = 'p', long, value_name = "SPEC")]
+    tcp: Vec<String>,
+    /// UDP ports, in the same form [env: CODER_PORT_FORWARD_UDP=]
+    #[arg(long, value_name = "SPEC")]
+    udp: Vec<String>,
+    /// Do not start a stopped workspace
+    #[arg(long, env = "CODER_SSH_DISABLE_AUTOSTART", hide_env_values = true)]
+    #[arg(num_args = 0..=1, require_equals = true, default_value = "false")]
+    #[arg(default_missing_value = "true", hide_default_value = true, hide_possible_values = true)]
+    #[arg(value_parser = BoolishValueParser::new(), value_name = "BOOL")]
+    disable_autostart: bool,
+    /// Print what would be forwarded and stop
+    #[arg(long)]
+    dry_run: bool,
+    /// How a dry run is printed
+    #[arg(short, long, value_enum, default_value_t, value_name = "FORMAT")]
+    output: Format,
+    /// TCP/IP stack inside the tunnel: auto, kernel or user
+    #[arg(long, default_value = "auto", value_name = "STACK")]
+    stack: String,
+    /// How bytes are moved: auto, copy, splice, io-uring or sockmap
+    #[arg(long, default_value = "auto", value_name = "ENGINE")]
+    engine: Engine,
 }
 
-/// Runs the command.
-pub(crate) fn run(args: Args, _global: &Global) -> anyhow::Result<()> {
-    anyhow::bail!("`relay port-forward {}` is not built yet", args.workspace)
+/// A forward as a dry run prints it.
+#[derive(Serialize)]
+struct Planned {
+    proto: &'static str,
+    bind: Option<IpAddr>,
+    local: u16,
+    remote: u16,
 }
+
+impl From<&Forward> for Planned {
+    fn from(forward: &Forward) -> Self {
+        let Forward { proto, bind, local, remote } = *forward;
+        let proto = match proto {
+            Proto::Tcp => "tcp",
+            Proto::Udp => "udp",
+        };
+        Self { proto, bind, local, remote }
+    }
+}
+

@@ -1,0 +1,69 @@
+//! What can end a forward, each with what to do about it.
+
+use std::net::SocketAddr;
+
+use relay_wire::spec::Proto;
+
+/// Why ports cannot be forwarded.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A local address that cannot be opened.
+    #[error("listen '{proto}://{local}': {reason}")]
+    Listen {
+        /// Its protocol.
+        proto: Proto,
+        /// The address.
+        local: SocketAddr,
+        /// What the operating system says.
+        reason: String,
+    },
+    /// The workspace has no agents.
+    #[error("workspace \"{0}\" has no agents: is its template meant to be connected to?")]
+    NoAgents(String),
+    /// There is a choice, and none was made.
+    #[error("workspace \"{workspace}\" has several agents; name one of them: {names}")]
+    SeveralAgents {
+        /// The workspace.
+        workspace: String,
+        /// What could be given instead.
+        names: String,
+    },
+    /// An agent that is not there.
+    #[error("workspace \"{workspace}\" has no agent \"{agent}\"; it has: {names}")]
+    UnknownAgent {
+        /// The workspace.
+        workspace: String,
+        /// The name asked for.
+        agent: String,
+        /// Names that are there.
+        names: String,
+    },
+    /// The workspace does not exist, or not for this user.
+    #[error("there is no workspace \"{0}\": see `relay list`")]
+    UnknownWorkspace(String),
+    /// The workspace is not started, and may not be.
+    #[error("workspace \"{0}\" is stopped: start it, or leave out --disable-autostart")]
+    Stopped(String),
+    /// The workspace is in no state to be started from.
+    #[error("workspace \"{workspace}\" is {status}; it must be running")]
+    NotRunning {
+        /// The workspace.
+        workspace: String,
+        /// Its state.
+        status: String,
+    },
+    /// The agent is going away.
+    #[error("agent \"{agent}\" is {state}: start the workspace again")]
+    AgentEnding {
+        /// The agent.
+        agent: String,
+        /// Where it is in its life.
+        state: String,
+    },
+    /// The control plane refused, for good.
+    #[error("the control plane ended the session: {0}")]
+    Refused(String),
+    /// The tunnel failed.
+    #[error(transparent)]
+    Tunnel(#[from] relay_tunnel::Error),
+}

@@ -1,0 +1,135 @@
+//! One TCP listener: each connection is dialled in the workspace and pumped.
+
+use relay_engine::Engine;
+use relay_engine::accept::Acceptor;
+use relay_wire::spec::{Listen, Proto};
+use tokio::net::TcpStream;
+use tokio::task::JoinSet;
+
+use crate::event::{Event, Reporter};
+use crate::way::{Way, reason};
+
+/// Serves a listener until it breaks. Dropping the future closes it and all its connections.
+pub(crate) async fn serve<W: Way>(
+    mut acceptor: Acceptor,
+    listen: Listen,
+    way: W,
+    engine: Engine,
+    report: Reporter,
+) {
+    let mut connections = JoinSet::new();
+    loop {
+        tokio::select! {
+            accepted = acceptor.next() => match accepted {
+                Ok((stream, from)) => {
+                    tracing::debug!(%from, remote = listen.forward.remote, "connection");
+                    let (way, report) = (way.clone(), report.clone());
+                    connections.spawn(carry(stream, listen.forward.remote, way, engine, report));
+                }
+                Err(error) => {
+                    let local = listen.address;
+                    let reason = reason(&error);
+                    report.tell(Event::ListenerStopped { proto: Proto::Tcp, local, reason });
+                    break;
+                }
+            },
+            Some(_) = connections.join_next() => {}
+        }
+    }
+    drop(acceptor);
+    while connections.join_next().await.is_some() {}
+}
+
+async fn carry<W: Way>(local: TcpStream, remote: u16, way: W, engine: Engine, report: Reporter) {
+    match way.connect(remote).await {
+        Ok(far) => {
+            let summary = relay_engine::pump(local, far, engine).await;
+            tracing::debug!(?summary, "connection ended");
+        }
+        Err(error) => {
+            report.tell(Event::DialFailed {
+                remote,
+                reason: reason(&error),
+            });
+            relay_engine::abort(local);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::ErrorKind;
+    use std::net::SocketAddr;
+    use std::sync::{Arc, Mutex};
+
+    use relay_wire::spec::Forward;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpListener;
+
+    use super::*;
+    use crate::testing::Here;
+
+    fn forwarded(remote: u16) -> (SocketAddr, Arc<Mutex<Vec<String>>>) {
+        let acceptor = Acceptor::new(relay_engine::listen("127.0.0.1:0".parse().unwrap()).unwrap());
+        let local = acceptor.local_addr().unwrap();
+        let lines = Arc::new(Mutex::new(Vec::new()));
+        let copy = lines.clone();
+        let report = Reporter::new(move |event| copy.lock().unwrap().push(event.to_string()));
+        let forward = Forward {
+            proto: Proto::Tcp,
+            bind: None,
+            local: local.port(),
+            remote,
+        };
+        let listen = Listen {
+            forward,
+            address: local,
+            required: true,
+        };
+        tokio::spawn(serve(
+            acceptor,
+            listen,
+            Here::default(),
+            Engine::Auto,
+            report,
+        ));
+        (local, lines)
+    }
+
+    #[tokio::test]
+    async fn connections_reach_the_port_and_carry_the_end_of_one_direction() {
+        let app = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let (local, _) = forwarded(app.local_addr().unwrap().port());
+        let mut client = TcpStream::connect(local).await.unwrap();
+        client.write_all(b"question").await.unwrap();
+        client.shutdown().await.unwrap();
+        let (mut server, _) = app.accept().await.unwrap();
+        let mut question = Vec::new();
+        server.read_to_end(&mut question).await.unwrap();
+        server.write_all(b"answer").await.unwrap();
+        drop(server);
+        let mut answer = Vec::new();
+        client.read_to_end(&mut answer).await.unwrap();
+        assert_eq!(
+            (&question[..], &answer[..]),
+            (&b"question"[..], &b"answer"[..])
+        );
+    }
+
+    #[tokio::test]
+    async fn a_refused_connection_is_told_and_reset() {
+        let free = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = free.local_addr().unwrap().port();
+        drop(free);
+        let (local, lines) = forwarded(port);
+        let mut client = TcpStream::connect(local).await.unwrap();
+        let error = client.read(&mut [0; 1]).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::ConnectionReset);
+        assert_eq!(
+            lines.lock().unwrap()[..],
+            [format!(
+                "Failed to dial 'tcp://127.0.0.1:{port}' in workspace: connection refused"
+            )]
+        );
+    }
+}

@@ -1,0 +1,160 @@
+//! The way to a port of the workspace, as the listeners see it. The tunnel is one; a test has
+//! another that leads to this machine.
+
+use std::future::Future;
+use std::io;
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::net::TcpStream;
+use tokio::sync::watch;
+
+/// Leads to ports of the workspace.
+pub(crate) trait Way: Clone + Send + Sync + 'static {
+    type Flow: Flow;
+
+    /// Connects to a TCP port. Bounded in time.
+    fn connect(&self, port: u16) -> impl Future<Output = io::Result<TcpStream>> + Send;
+
+    /// Opens a flow of datagrams to a UDP port; fails while there is no agent.
+    fn open_flow(&self, port: u16) -> io::Result<Self::Flow>;
+}
+
+/// Datagrams to one UDP port of the workspace, and those that come back.
+pub(crate) trait Flow: Send + Sync + 'static {
+    fn send(&self, payload: &[u8]) -> impl Future<Output = io::Result<()>> + Send;
+
+    /// The next datagram that came back; nothing when the flow is over.
+    fn receive(&mut self) -> impl Future<Output = Option<Bytes>> + Send;
+}
+
+/// Where connections go now. Changes when the agent goes, comes back, or is another one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Target<A> {
+    pub(crate) address: A,
+    /// Counts up whenever the other side's process is a new one.
+    pub(crate) generation: u64,
+    /// The control plane sees the agent. It may be reachable even when not.
+    pub(crate) present: bool,
+}
+
+/// Dials the current target, anew whenever the target changes, for `limit` at most.
+pub(crate) async fn dial<A: Clone, T, F>(
+    mut target: watch::Receiver<Option<Target<A>>>,
+    limit: Duration,
+    connect: impl Fn(A) -> F,
+) -> io::Result<T>
+where
+    F: Future<Output = io::Result<T>>,
+{
+    let attempt = async {
+        loop {
+            let current = target.borrow_and_update().clone();
+            if let Some(Target {
+                address, present, ..
+            }) = current
+            {
+                tokio::select! {
+                    result = connect(address) => match result {
+                        Err(error) if !present && error.kind() != io::ErrorKind::ConnectionRefused => {}
+                        result => return result,
+                    },
+                    changed = target.changed() => {
+                        changed.map_err(|_| closed())?;
+                        continue;
+                    }
+                }
+            }
+            target.changed().await.map_err(|_| closed())?;
+        }
+    };
+    match tokio::time::timeout(limit, attempt).await {
+        Ok(result) => result,
+        Err(_) => Err(io::Error::new(
+            io::ErrorKind::TimedOut,
+            format!("no answer within {} seconds", limit.as_secs_f32()),
+        )),
+    }
+}
+
+fn closed() -> io::Error {
+    io::Error::new(io::ErrorKind::ConnectionAborted, "the tunnel was closed")
+}
+
+/// An I/O error without the number of the operating system.
+pub(crate) fn reason(error: &io::Error) -> String {
+    match error.kind() {
+        io::ErrorKind::ConnectionRefused => "connection refused".to_owned(),
+        io::ErrorKind::ConnectionReset => "connection reset".to_owned(),
+        io::ErrorKind::AddrInUse => "address already in use".to_owned(),
+        io::ErrorKind::PermissionDenied => "permission denied".to_owned(),
+        _ => {
+            let text = error.to_string();
+            match text.find(" (os error") {
+                Some(end) => text[..end].to_lowercase(),
+                None => text,
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LIMIT: Duration = Duration::from_secs(15);
+    const SHORT: Duration = Duration::from_millis(50);
+
+    fn at(address: u8, generation: u64) -> Option<Target<u8>> {
+        Some(Target {
+            address,
+            generation,
+            present: true,
+        })
+    }
+
+    #[tokio::test]
+    async fn a_dial_waits_for_the_agent_and_goes_to_it() {
+        let (set, target) = watch::channel(None);
+        let dialing = tokio::spawn(dial(target, LIMIT, |address| async move { Ok(address) }));
+        tokio::time::sleep(Duration::from_millis(30)).await;
+        set.send_replace(at(7, 1));
+        assert_eq!(dialing.await.unwrap().unwrap(), 7);
+    }
+
+    #[tokio::test]
+    async fn a_dial_to_a_dead_agent_starts_anew_with_the_next_one() {
+        let (set, target) = watch::channel(at(1, 1));
+        let connect = |address| async move {
+            if address == 1 {
+                std::future::pending::<()>().await;
+            }
+            Ok(address)
+        };
+        let dialing = tokio::spawn(dial(target, LIMIT, connect));
+        tokio::time::sleep(Duration::from_millis(30)).await;
+        set.send_replace(at(2, 2));
+        assert_eq!(dialing.await.unwrap().unwrap(), 2);
+    }
+
+    #[tokio::test]
+    async fn a_dial_gives_up_after_its_limit() {
+        let (_set, target) = watch::channel(at(1, 1));
+        let result = dial(target, SHORT, |_| std::future::pending::<io::Result<()>>()).await;
+        let error = result.unwrap_err();
+        assert_eq!(error.to_string(), "no answer within 0.05 seconds");
+    }
+
+    #[tokio::test]
+    async fn refusal_is_final_even_while_the_agent_is_lost() {
+        let lost = Target {
+            address: 1,
+            generation: 1,
+            present: false,
+        };
+        let (_set, target) = watch::channel(Some(lost));
+        let refuse = |_| async { Err::<(), _>(io::ErrorKind::ConnectionRefused.into()) };
+        let error = dial(target, LIMIT, refuse).await.unwrap_err();
+        assert_eq!(reason(&error), "connection refused");
+    }
+}
