@@ -6,6 +6,9 @@ use std::process::ExitCode;
 use clap::builder::BoolishValueParser;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Args, Parser, Subcommand};
+use relay_control::config::{ConfigDir, parse_url};
+use relay_control::rest::{Access, Client};
+use relay_tunnel::dial::TlsOptions;
 use tracing_subscriber::EnvFilter;
 
 use crate::commands;
@@ -204,9 +207,44 @@ impl Global {
             .or_else(|| environment("CODER_SESSION_TOKEN"))
     }
 
-    /// `--token` alone, for commands where the environment must not decide.
-    pub(crate) fn token_flag(&self) -> Option<&str> {
-        self.token.as_deref()
+    /// The directory of the remembered session.
+    pub(crate) fn config(&self) -> ConfigDir {
+        match &self.global_config {
+            Some(path) => ConfigDir::at(path),
+            None => ConfigDir::default_for(environment),
+        }
+    }
+
+    /// TLS settings for the control plane and relays.
+    pub(crate) fn tls(&self) -> TlsOptions {
+        TlsOptions {
+            ca_file: self.client_tls_ca_file.clone(),
+            cert_file: self.client_tls_cert_file.clone(),
+            key_file: self.client_tls_key_file.clone(),
+        }
+    }
+
+    /// What to show a deployment besides its URL.
+    pub(crate) fn access(&self, token: String) -> anyhow::Result<Access> {
+        Ok(Access {
+            token,
+            headers: self.headers()?,
+            tls: self.tls(),
+        })
+    }
+
+    /// A client of the deployment that flags, environment or the remembered session name.
+    pub(crate) fn client(&self) -> anyhow::Result<Client> {
+        let config = self.config();
+        let url = match self.url() {
+            Some(text) => parse_url(&text)?,
+            None => config.url()?.ok_or(relay_control::Error::NoUrl)?,
+        };
+        let token = match self.token() {
+            Some(token) => token,
+            None => config.token()?.ok_or(relay_control::Error::NoToken)?,
+        };
+        Ok(Client::new(&url, self.access(token)?))
     }
 
     /// The extra headers, split at the first `=`.

@@ -63,6 +63,9 @@ pub enum Error {
     /// The control plane refused, for good.
     #[error("the control plane ended the session: {0}")]
     Refused(String),
+    /// Talking to the control plane failed.
+    #[error(transparent)]
+    Control(#[from] relay_control::Error),
     /// The tunnel failed.
     #[error(transparent)]
     Tunnel(#[from] relay_tunnel::Error),

@@ -48,14 +48,19 @@ pub(crate) async fn find_connected(
             (Transition::Start, BuildStatus::Other) if build.job.completed_at.is_some() => false,
             (_, BuildStatus::Stopped) if may_start => {
                 may_start = false;
-                report.tell(Event::StartingWorkspace { workspace: title.clone() });
+                report.tell(Event::StartingWorkspace {
+                    workspace: title.clone(),
+                });
                 client.start_workspace(&workspace).await?;
                 true
             }
             (_, BuildStatus::Stopped) if !autostart => return Err(Error::Stopped(title)),
             (_, BuildStatus::Stopped) => true,
             (_, status) => {
-                return Err(Error::NotRunning { workspace: title, status: status.to_string() });
+                return Err(Error::NotRunning {
+                    workspace: title,
+                    status: status.to_string(),
+                });
             }
         };
         if !wait {
@@ -63,7 +68,9 @@ pub(crate) async fn find_connected(
         }
         if !told {
             told = true;
-            report.tell(Event::WaitingForBuild { workspace: title.clone() });
+            report.tell(Event::WaitingForBuild {
+                workspace: title.clone(),
+            });
         }
         tokio::time::sleep(BUILD_POLL).await;
         workspace = client.workspace_by_id(workspace.id).await?;
@@ -73,7 +80,10 @@ pub(crate) async fn find_connected(
     loop {
         if agent.lifecycle_state.is_ending() {
             let state = agent.lifecycle_state.to_string().replace('_', " ");
-            return Err(Error::AgentEnding { agent: agent.name, state });
+            return Err(Error::AgentEnding {
+                agent: agent.name,
+                state,
+            });
         }
         if agent.status == AgentStatus::Connected {
             return Ok(Found { workspace, agent });
@@ -81,7 +91,10 @@ pub(crate) async fn find_connected(
         if !told {
             told = true;
             let status = agent.status.to_string();
-            report.tell(Event::WaitingForAgent { agent: agent.name.clone(), status });
+            report.tell(Event::WaitingForAgent {
+                agent: agent.name.clone(),
+                status,
+            });
         }
         tokio::time::sleep(AGENT_POLL).await;
         agent = client.agent(agent.id).await?;
@@ -96,14 +109,17 @@ async fn look_up(client: &Client, name: &WorkspaceName) -> Result<Workspace, Err
             result => return Ok(result?),
         }
     }
-    let owner = name.owner.as_deref().unwrap_or("me");
-    client.workspace(owner, &name.workspace).await.map_err(|error| match error.is_not_found() {
-        true => Error::UnknownWorkspace(match &name.owner {
-            Some(owner) => format!("{owner}/{}", name.workspace),
-            None => name.workspace.clone(),
-        }),
-        false => error.into(),
-    })
+    let owner = name.owner_or_me();
+    client
+        .workspace(owner, &name.workspace)
+        .await
+        .map_err(|error| match error.is_not_found() {
+            true => Error::UnknownWorkspace(match &name.owner {
+                Some(owner) => format!("{owner}/{}", name.workspace),
+                None => name.workspace.clone(),
+            }),
+            false => error.into(),
+        })
 }
 
 /// The agent by that name, or the only one.
@@ -130,7 +146,10 @@ pub(crate) fn choose<'a>(
         (None, [agent]) => Ok(agent),
         (None, _) => {
             let names = names(&format!("{}.", workspace.name));
-            Err(Error::SeveralAgents { workspace: title(), names })
+            Err(Error::SeveralAgents {
+                workspace: title(),
+                names,
+            })
         }
     }
 }
@@ -144,10 +163,19 @@ mod tests {
     fn workspace(agents: &[&str]) -> Workspace {
         let agents = agents
             .iter()
-            .map(|name| WorkspaceAgent { name: (*name).to_owned(), ..Default::default() })
+            .map(|name| WorkspaceAgent {
+                name: (*name).to_owned(),
+                ..Default::default()
+            })
             .collect();
-        let mut workspace = Workspace { name: "dev".to_owned(), ..Default::default() };
-        workspace.latest_build.resources = vec![Resource { agents, ..Default::default() }];
+        let mut workspace = Workspace {
+            name: "dev".to_owned(),
+            ..Default::default()
+        };
+        workspace.latest_build.resources = vec![Resource {
+            agents,
+            ..Default::default()
+        }];
         workspace
     }
 
@@ -162,8 +190,16 @@ mod tests {
 
     #[test]
     fn an_agent_that_is_not_there_is_named_with_those_that_are() {
-        let error = choose(&workspace(&["main", "gpu"]), Some("cpu")).unwrap_err().to_string();
-        assert!(error.contains("\"cpu\"") && error.contains("main, gpu"), "{error}");
-        assert!(matches!(choose(&workspace(&[]), None), Err(Error::NoAgents(_))));
+        let error = choose(&workspace(&["main", "gpu"]), Some("cpu"))
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.contains("\"cpu\"") && error.contains("main, gpu"),
+            "{error}"
+        );
+        assert!(matches!(
+            choose(&workspace(&[]), None),
+            Err(Error::NoAgents(_))
+        ));
     }
 }

@@ -2,11 +2,14 @@
 
 mod error;
 pub mod event;
+mod find;
 mod listeners;
 mod tcp;
 #[cfg(test)]
 mod testing;
 mod udp;
+mod usage;
 mod way;
 
 pub use error::Error;
+pub use find::{Found, find};

@@ -8,3 +8,32 @@ pub(crate) mod login;
 pub(crate) mod ping;
 pub(crate) mod port_forward;
 pub(crate) mod server;
+
+use std::future::Future;
+use std::io;
+
+use anyhow::Context;
+use tokio::runtime::Builder;
+use tokio::signal::unix::{SignalKind, signal};
+
+/// Runs a command's future on this thread alone.
+pub(crate) fn block_on<T>(future: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
+    let runtime = Builder::new_current_thread().enable_all().build();
+    runtime
+        .context("cannot start the async runtime")?
+        .block_on(future)
+}
+
+/// Ends with the first of SIGINT, SIGTERM and SIGHUP. They are caught from the call on.
+pub(crate) fn interrupted() -> io::Result<impl Future<Output = ()>> {
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut hangup = signal(SignalKind::hangup())?;
+    Ok(async move {
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+            _ = hangup.recv() => {}
+        }
+    })
+}

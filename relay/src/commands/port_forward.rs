@@ -2,9 +2,12 @@
 
 use std::net::IpAddr;
 
+use anyhow::{Context, Result, bail};
 use clap::builder::BoolishValueParser;
 use relay_engine::Engine;
-use relay_wire::spec::{Forward, Proto};
+use relay_tunnel::endpoint::StackChoice;
+use relay_wire::names::WorkspaceName;
+use relay_wire::spec::{Forward, SpecError, parse_specs, read_list};
 use serde::Serialize;
 
 use crate::cli::{Global, environment};
@@ -40,7 +43,11 @@ pub(crate) struct Args {
     /// Do not start a stopped workspace
     #[arg(long, env = "CODER_SSH_DISABLE_AUTOSTART", hide_env_values = true)]
     #[arg(num_args = 0..=1, require_equals = true, default_value = "false")]
-    #[arg(default_missing_value = "true", hide_default_value = true, hide_possible_values = true)]
+    #[arg(
+        default_missing_value = "true",
+        hide_default_value = true,
+        hide_possible_values = true
+    )]
     #[arg(value_parser = BoolishValueParser::new(), value_name = "BOOL")]
     disable_autostart: bool,
     /// Print what would be forwarded and stop
@@ -68,12 +75,63 @@ struct Planned {
 
 impl From<&Forward> for Planned {
     fn from(forward: &Forward) -> Self {
-        let Forward { proto, bind, local, remote } = *forward;
-        let proto = match proto {
-            Proto::Tcp => "tcp",
-            Proto::Udp => "udp",
-        };
-        Self { proto, bind, local, remote }
+        let Forward {
+            proto,
+            bind,
+            local,
+            remote,
+        } = *forward;
+        Self {
+            proto: proto.as_str(),
+            bind,
+            local,
+            remote,
+        }
     }
 }
 
+/// Runs the command.
+pub(crate) fn run(args: Args, global: &Global) -> Result<()> {
+    let stack = stack(&args.stack)?;
+    let forwards = forwards(&args).context("parse port-forward specs")?;
+    let name: WorkspaceName = args.workspace.parse()?;
+    if args.dry_run {
+        return show(&forwards, args.output);
+    }
+    let client = global.client()?;
+    let _ = (stack, name, client, args.engine, args.disable_autostart);
+    bail!("`relay port-forward` is not built yet")
+}
+
+/// What environment and flags ask for, the environment first.
+fn forwards(args: &Args) -> Result<Vec<Forward>, SpecError> {
+    let list = |variable: &str, flags: &[String]| {
+        let mut occurrences: Vec<String> = environment(variable).into_iter().collect();
+        occurrences.extend_from_slice(flags);
+        read_list(&occurrences)
+    };
+    let tcp = list("CODER_PORT_FORWARD_TCP", &args.tcp)?;
+    let udp = list("CODER_PORT_FORWARD_UDP", &args.udp)?;
+    parse_specs(&tcp, &udp)
+}
+
+fn stack(name: &str) -> Result<StackChoice> {
+    match name {
+        "auto" => Ok(StackChoice::Auto),
+        "kernel" => Ok(StackChoice::Kernel),
+        "user" => bail!("--stack \"user\" is not built yet; use auto or kernel"),
+        _ => bail!("no stack is called \"{name}\"; use auto, kernel or user"),
+    }
+}
+
+fn show(forwards: &[Forward], format: Format) -> Result<()> {
+    match format {
+        Format::Json => output::json(&forwards.iter().map(Planned::from).collect::<Vec<_>>()),
+        Format::Text => {
+            for listen in forwards.iter().flat_map(Forward::listens) {
+                output::result(listen.notice())?;
+            }
+            Ok(())
+        }
+    }
+}
