@@ -60,9 +60,9 @@ pub enum Error {
         /// Where it is in its life.
         state: String,
     },
-    /// The control plane refused, for good.
-    #[error("the control plane ended the session: {0}")]
-    Refused(String),
+    /// Every listener broke.
+    #[error("no listener is left: start the command again")]
+    NothingLeft,
     /// Talking to the control plane failed.
     #[error(transparent)]
     Control(#[from] relay_control::Error),

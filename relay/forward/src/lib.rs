@@ -4,12 +4,18 @@ mod error;
 pub mod event;
 mod find;
 mod listeners;
+mod ping;
+mod run;
 mod tcp;
 #[cfg(test)]
 mod testing;
+mod tunnel;
 mod udp;
 mod usage;
 mod way;
 
 pub use error::Error;
 pub use find::{Found, find};
+pub use ping::{Pong, ping};
+pub use run::forward;
+pub use tunnel::Options;

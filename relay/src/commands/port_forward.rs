@@ -5,11 +5,15 @@ use std::net::IpAddr;
 use anyhow::{Context, Result, bail};
 use clap::builder::BoolishValueParser;
 use relay_engine::Engine;
+use relay_forward::Options;
+use relay_forward::event::Reporter;
 use relay_tunnel::endpoint::StackChoice;
+use relay_tunnel::stack::NetHelper;
 use relay_wire::names::WorkspaceName;
 use relay_wire::spec::{Forward, SpecError, parse_specs, read_list};
 use serde::Serialize;
 
+use super::{block_on, interrupted};
 use crate::cli::{Global, environment};
 use crate::output::{self, Format};
 
@@ -99,8 +103,28 @@ pub(crate) fn run(args: Args, global: &Global) -> Result<()> {
         return show(&forwards, args.output);
     }
     let client = global.client()?;
-    let _ = (stack, name, client, args.engine, args.disable_autostart);
-    bail!("`relay port-forward` is not built yet")
+    // Both before any thread exists: the helper is forked, and the limit is the process's.
+    let helper = NetHelper::spawn()?;
+    relay_engine::limits::raise_descriptor_limit();
+    let options = Options {
+        client,
+        name,
+        autostart: !args.disable_autostart,
+        direct: !global.disable_direct_connections,
+        stack,
+    };
+    block_on(async {
+        let signal = interrupted()?;
+        let shutdown = async {
+            signal.await;
+            output::notice("\nReceived signal, closing all listeners and active connections");
+        };
+        let report = Reporter::new(|event| output::notice(event));
+        Ok(
+            relay_forward::forward(options, &forwards, args.engine, helper, report, shutdown)
+                .await?,
+        )
+    })
 }
 
 /// What environment and flags ask for, the environment first.
@@ -115,7 +139,7 @@ fn forwards(args: &Args) -> Result<Vec<Forward>, SpecError> {
     parse_specs(&tcp, &udp)
 }
 
-fn stack(name: &str) -> Result<StackChoice> {
+pub(super) fn stack(name: &str) -> Result<StackChoice> {
     match name {
         "auto" => Ok(StackChoice::Auto),
         "kernel" => Ok(StackChoice::Kernel),

@@ -1,0 +1,439 @@
+//! The tunnel to one workspace: an endpoint, and the supervision that keeps it pointed at the
+//! workspace's agent while agents, builds and control connections come and go.
+
+use std::collections::HashMap;
+use std::io;
+use std::net::{Ipv6Addr, SocketAddrV6};
+use std::time::Duration;
+
+use bytes::Bytes;
+use relay_control::client::{Coordination, Event as Control};
+use relay_control::rest::Client;
+use relay_tunnel::datagram::Flow as TunnelFlow;
+use relay_tunnel::endpoint::{
+    Endpoint, EndpointConfig, EndpointEvents, Event as Packets, LocalNode, PeerNode, StackChoice,
+};
+use relay_tunnel::path::PathState;
+use relay_tunnel::stack::NetHelper;
+use relay_wire::addr::agent_address;
+use relay_wire::derp_map::DerpMap;
+use relay_wire::keys::{DiscoPrivate, NodePrivate, NodePublic};
+use relay_wire::names::WorkspaceName;
+use relay_wire::rest::{AgentStatus, Transition};
+use tokio::net::TcpStream;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep_until};
+use uuid::Uuid;
+
+use crate::Error;
+use crate::event::{Event, Path, Reporter};
+use crate::find::{self, Found};
+use crate::way::{Flow, Target, Way, dial};
+
+/// How long a new connection may take, the wait for a lost agent included.
+const DIAL: Duration = Duration::from_secs(15);
+/// How long an agent that left its control plane may take to show that it is still there.
+const DOUBT: Duration = Duration::from_millis(500);
+/// How long an agent that came back may take to answer before it is asked anew.
+const BACK: Duration = Duration::from_secs(20);
+/// How often a lost agent's workspace is looked at.
+const LOOK: Duration = Duration::from_secs(1);
+/// A path is told when it has held for so long.
+const SETTLED: Duration = Duration::from_millis(250);
+
+/// What to reach and how.
+#[derive(Debug)]
+pub struct Options {
+    /// The deployment and the session.
+    pub client: Client,
+    /// The workspace.
+    pub name: WorkspaceName,
+    /// Whether a stopped workspace may be started.
+    pub autostart: bool,
+    /// Whether direct paths may be used.
+    pub direct: bool,
+    /// The TCP/IP stack inside the tunnel.
+    pub stack: StackChoice,
+}
+
+/// Leads to the agent of the moment.
+#[derive(Clone)]
+pub(crate) struct Tunnel {
+    pub(crate) endpoint: Endpoint,
+    pub(crate) target: watch::Receiver<Option<Target<Ipv6Addr>>>,
+}
+
+impl Tunnel {
+    /// The agent's address, as soon as it may be spoken to.
+    pub(crate) async fn address(&self) -> Result<Ipv6Addr, Error> {
+        let mut target = self.target.clone();
+        let found = target.wait_for(Option::is_some).await.ok();
+        let address = found.and_then(|found| found.as_ref().map(|target| target.address));
+        address.ok_or(Error::Tunnel(relay_tunnel::Error::Closed))
+    }
+}
+
+fn socket(address: Ipv6Addr, port: u16) -> SocketAddrV6 {
+    SocketAddrV6::new(address, port, 0, 0)
+}
+
+impl Way for Tunnel {
+    type Flow = TunnelFlow;
+
+    async fn connect(&self, port: u16) -> io::Result<TcpStream> {
+        let connect = |address| self.endpoint.connect(socket(address, port));
+        dial(self.target.clone(), DIAL, connect).await
+    }
+
+    fn open_flow(&self, port: u16) -> io::Result<TunnelFlow> {
+        let address = self.target.borrow().as_ref().map(|target| target.address);
+        let address = address.ok_or(io::ErrorKind::NotConnected)?;
+        self.endpoint
+            .open_flow(socket(address, port))
+            .map_err(io::Error::other)
+    }
+}
+
+impl Flow for TunnelFlow {
+    async fn send(&self, payload: &[u8]) -> io::Result<()> {
+        TunnelFlow::send(self, payload)
+            .await
+            .map_err(io::Error::other)
+    }
+
+    async fn receive(&mut self) -> Option<Bytes> {
+        self.recv().await
+    }
+}
+
+/// What was found out aside.
+enum Aside {
+    /// Whether the agent of that generation answered within its time.
+    Answer { generation: u64, answered: bool },
+    /// What the workspace looks like now.
+    Look(Option<Box<Found>>),
+}
+
+/// Keeps a tunnel pointed at the agent. It works only while [`Supervisor::run`] is polled.
+pub(crate) struct Supervisor {
+    pub(crate) found: Found,
+    pub(crate) regions: HashMap<u16, String>,
+    client: Client,
+    name: WorkspaceName,
+    report: Reporter,
+    endpoint: Endpoint,
+    events: EndpointEvents,
+    node: watch::Sender<Option<LocalNode>>,
+    own: watch::Receiver<Option<LocalNode>>,
+    coordination: Coordination,
+    /// The control plane will say nothing more about this agent.
+    over: bool,
+    target: watch::Sender<Option<Target<Ipv6Addr>>>,
+    key: Option<NodePublic>,
+    generation: u64,
+    lost: bool,
+    aside: JoinSet<Aside>,
+    path: Option<Path>,
+    told_path: Option<Path>,
+    settled_at: Option<Instant>,
+}
+
+/// Opens a tunnel to a workspace: looks it up, and starts everything that talks to it at once.
+pub(crate) async fn open(
+    options: Options,
+    helper: NetHelper,
+    report: Reporter,
+) -> Result<(Tunnel, Supervisor), Error> {
+    let Options {
+        client,
+        mut name,
+        autostart,
+        direct,
+        stack,
+    } = options;
+    if !direct {
+        report.tell(Event::RelaysOnly);
+    }
+    let found = find::find_connected(&client, &name, autostart, &report).await?;
+    // A rebuilt workspace has other agents; the one of the same name is meant.
+    name.agent = Some(found.agent.name.clone());
+    let (node, nodes) = watch::channel(None);
+    let access = client.access().clone();
+    let coordination = Coordination::start(client.url(), access, found.agent.id, nodes);
+    let info = client.connection(found.agent.id).await?;
+
+    let mut random = rand::rng();
+    let (key, disco) = (
+        NodePrivate::generate(&mut random),
+        DiscoPrivate::generate(&mut random),
+    );
+    let id = Uuid::new_v4();
+    let mut config = EndpointConfig::new(key, disco, vec![agent_address(&id)]);
+    config.id = id;
+    config.direct = direct && !info.disable_direct_connections;
+    config.force_websockets = info.derp_force_websockets;
+    config.stack = stack;
+    config.tls = client.access().tls.clone();
+    config.keepalive = true;
+    let (endpoint, events) = relay_tunnel::endpoint::start(config, helper)?;
+
+    let (target, target_now) = watch::channel(None);
+    let tunnel = Tunnel {
+        endpoint: endpoint.clone(),
+        target: target_now,
+    };
+    let mut supervisor = Supervisor {
+        found,
+        regions: HashMap::new(),
+        client,
+        name,
+        report,
+        own: endpoint.node(),
+        endpoint,
+        events,
+        node,
+        coordination,
+        over: false,
+        target,
+        key: None,
+        generation: 0,
+        lost: false,
+        aside: JoinSet::new(),
+        path: None,
+        told_path: None,
+        settled_at: None,
+    };
+    if let Some(map) = info.derp_map {
+        supervisor.set_map(map).await?;
+    }
+    Ok((tunnel, supervisor))
+}
+
+impl Supervisor {
+    /// Works until something ends it for good.
+    pub(crate) async fn run(&mut self) -> Error {
+        loop {
+            match self.step().await {
+                Ok(()) => {}
+                Err(error) => return error,
+            }
+        }
+    }
+
+    /// Says goodbye.
+    pub(crate) async fn close(self) {
+        self.coordination.disconnect().await;
+    }
+
+    async fn step(&mut self) -> Result<(), Error> {
+        let settled = self.settled_at;
+        tokio::select! {
+            event = self.coordination.event(), if !self.over => match event {
+                Some(event) => self.handle(event).await?,
+                None => self.over = true,
+            },
+            Ok(()) = self.own.changed() => {
+                let own = self.own.borrow_and_update().clone();
+                self.node.send_replace(own);
+            }
+            Some(event) = self.events.recv() => self.note(event),
+            Some(Ok(found)) = self.aside.join_next() => self.judge(found).await?,
+            () = async { match settled {
+                Some(at) => sleep_until(at).await,
+                None => std::future::pending().await,
+            }} => self.tell_path(),
+        }
+        Ok(())
+    }
+
+    async fn handle(&mut self, event: Control) -> Result<(), Error> {
+        let agent = self.found.agent.id;
+        match event {
+            Control::Connected => tracing::debug!("control connection is open"),
+            Control::Disconnected(reason) => tracing::debug!(reason, "control connection broke"),
+            Control::DerpMap(map) => self.set_map(map).await?,
+            Control::Peer(id, node) if id == agent => self.install(node).await?,
+            Control::PeerLost(id) if id == agent => {
+                self.set_present(false);
+                self.ask(DOUBT);
+            }
+            Control::PeerGone(id) if id == agent => self.lose(),
+            Control::Peer(..) | Control::PeerLost(_) | Control::PeerGone(_) => {}
+            Control::Fatal(error) if self.generation == 0 => return Err(error.into()),
+            Control::Fatal(error) => {
+                tracing::debug!(%error, "coordination ended");
+                self.over = true;
+                self.lose();
+            }
+        }
+        Ok(())
+    }
+
+    async fn set_map(&mut self, map: DerpMap) -> Result<(), Error> {
+        let names = map
+            .regions
+            .iter()
+            .map(|(id, region)| (*id, region.name.clone()));
+        self.regions = names.collect();
+        Ok(self.endpoint.set_derp_map(map).await?)
+    }
+
+    /// The agent can be reached like this.
+    async fn install(&mut self, node: PeerNode) -> Result<(), Error> {
+        let key = node.key;
+        self.endpoint.upsert_peer(self.found.agent.id, node).await?;
+        if self.key != Some(key) {
+            if self.key.is_some() {
+                self.lose();
+            }
+            self.key = Some(key);
+            self.generation += 1;
+        }
+        self.set_present(true);
+        if self.lost {
+            self.ask(BACK);
+        }
+        Ok(())
+    }
+
+    fn set_present(&mut self, present: bool) {
+        if self.key.is_none() {
+            return;
+        }
+        let address = agent_address(&self.found.agent.id);
+        let next = Some(Target {
+            address,
+            generation: self.generation,
+            present,
+        });
+        self.target.send_if_modified(|now| {
+            let changed = *now != next;
+            *now = next;
+            changed
+        });
+    }
+
+    fn lose(&mut self) {
+        self.set_present(false);
+        if !self.lost {
+            self.lost = true;
+            self.told_path = None;
+            self.report.tell(Event::AgentLost);
+            self.look();
+        }
+    }
+
+    /// Asks the agent through the tunnel whether it is there.
+    fn ask(&mut self, limit: Duration) {
+        let (endpoint, generation) = (self.endpoint.clone(), self.generation);
+        let address = agent_address(&self.found.agent.id);
+        self.aside.spawn(async move {
+            let answered = endpoint.tsmp_ping(address, limit).await.is_ok();
+            Aside::Answer {
+                generation,
+                answered,
+            }
+        });
+    }
+
+    /// Looks after a while what has become of the workspace.
+    fn look(&mut self) {
+        let (client, name) = (self.client.clone(), self.name.clone());
+        self.aside.spawn(async move {
+            tokio::time::sleep(LOOK).await;
+            let found = find::find(&client, &name).await;
+            match found {
+                Ok(found) => Aside::Look(Some(Box::new(found))),
+                Err(error) => {
+                    tracing::debug!(%error, "looking");
+                    Aside::Look(None)
+                }
+            }
+        });
+    }
+
+    async fn judge(&mut self, found: Aside) -> Result<(), Error> {
+        match found {
+            Aside::Answer { generation, .. } if generation != self.generation => {}
+            Aside::Answer { answered: true, .. } => {
+                self.set_present(true);
+                if self.lost {
+                    self.lost = false;
+                    self.report.tell(Event::AgentBack);
+                }
+            }
+            Aside::Answer {
+                answered: false, ..
+            } => {
+                let present = self.target.borrow().as_ref().is_some_and(|now| now.present);
+                match present {
+                    true if self.lost => self.ask(BACK),
+                    true => {}
+                    false => self.lose(),
+                }
+            }
+            Aside::Look(_) if !self.lost => {}
+            Aside::Look(found) => {
+                if let Some(found) = found
+                    && found.workspace.latest_build.transition == Transition::Start
+                    && found.agent.status == AgentStatus::Connected
+                    && (self.over || found.agent.id != self.found.agent.id)
+                {
+                    self.follow(*found).await?;
+                }
+                self.look();
+            }
+        }
+        Ok(())
+    }
+
+    /// Turns to the agent of a rebuilt workspace.
+    async fn follow(&mut self, found: Found) -> Result<(), Error> {
+        tracing::debug!(agent = %found.agent.id, "following the workspace to its agent");
+        let (url, access) = (self.client.url(), self.client.access().clone());
+        let next = Coordination::start(url, access, found.agent.id, self.node.subscribe());
+        let last = std::mem::replace(&mut self.coordination, next);
+        tokio::spawn(last.disconnect());
+        self.endpoint.remove_peer(self.found.agent.id).await?;
+        self.over = false;
+        self.found = found;
+        self.key = None;
+        self.target.send_replace(None);
+        Ok(())
+    }
+
+    fn note(&mut self, event: Packets) {
+        match event {
+            Packets::Path { peer, state } if peer == self.found.agent.id => {
+                self.path = match state {
+                    PathState::Direct(address) => Some(Path::Direct(address)),
+                    PathState::Relayed(region, _) => Some(Path::Relayed(self.region(region))),
+                    PathState::None => None,
+                };
+                self.settled_at = Some(Instant::now() + SETTLED);
+            }
+            Packets::Path { .. } => {}
+            Packets::Relay { region, connected } => tracing::debug!(region, connected, "relay"),
+            Packets::Warning(text) => tracing::warn!("{text}"),
+        }
+    }
+
+    /// A relay region's name.
+    pub(crate) fn region(&self, id: u16) -> String {
+        self.regions
+            .get(&id)
+            .cloned()
+            .unwrap_or_else(|| format!("region {id}"))
+    }
+
+    fn tell_path(&mut self) {
+        self.settled_at = None;
+        if let Some(path) = &self.path
+            && self.told_path.as_ref() != Some(path)
+        {
+            self.told_path = Some(path.clone());
+            self.report.tell(Event::Path(path.clone()));
+        }
+    }
+}
