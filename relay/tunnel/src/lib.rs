@@ -2,7 +2,6 @@
 //! UDP socket, with many peers. What a peer may do, and who is a peer, is decided above this crate.
 
 pub mod datagram;
-#[path = "standin/derp.rs"]
 pub mod derp;
 pub mod dial;
 pub mod endpoint;
