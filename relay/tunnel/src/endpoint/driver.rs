@@ -25,7 +25,7 @@ use crate::Error;
 use crate::datagram::{self, Datagram, Delivery, Fragments, Outbox, Reassembler};
 use crate::path::{self, PathConfig, PathState, Paths, PeerId};
 use crate::stack::{Injection, KernelStack, Tun};
-use crate::udp::{ReceiveBuffers, UdpOffloads, UdpSocket};
+use crate::udp::{ReceiveBuffers, UdpSocket};
 use crate::wireguard::{Identity, Opened};
 
 /// Relayed packets, datagrams and commands taken in one turn.
@@ -105,15 +105,11 @@ enum Wake {
 impl Driver {
     pub(super) fn new(
         config: EndpointConfig,
+        udp: UdpSocket,
         tun: Tun,
         stack: KernelStack,
         channels: Channels,
-    ) -> Result<Driver, Error> {
-        let offloads = UdpOffloads {
-            segmentation: config.offloads.udp_send,
-            coalescing: config.offloads.udp_receive,
-        };
-        let udp = UdpSocket::bind(config.udp_port.unwrap_or(0), offloads)?;
+    ) -> Driver {
         let public = config.node.public();
         let template = LocalNode {
             id: config.id,
@@ -183,7 +179,7 @@ impl Driver {
             released: true,
         };
         driver.read_interfaces(now);
-        Ok(driver)
+        driver
     }
 
     pub(super) fn states(&self) -> States {

@@ -24,6 +24,7 @@ pub use node::{FEATURES, LocalNode, PeerNode};
 use crate::dial::TlsOptions;
 use crate::path::{PathState, PeerId};
 use crate::stack::{NetHelper, Offloads};
+use crate::udp::{UdpOffloads, UdpSocket};
 use crate::{Error, datagram, stack};
 
 /// Which TCP/IP stack turns packets into streams.
@@ -136,10 +137,16 @@ pub fn start(
     if config.stack == StackChoice::User {
         return Err(Error::UserStack);
     }
+    let offloads = UdpOffloads {
+        segmentation: config.offloads.udp_send,
+        coalescing: config.offloads.udp_receive,
+    };
+    let udp = UdpSocket::bind(config.udp_port.unwrap_or(0), offloads)?;
     let options = stack::StackOptions {
         mtu: config.max_mtu,
         offloads: config.offloads,
-        ..stack::StackOptions::default()
+        // Half, so that what several streams send at once still finds room.
+        udp_receive_buffer: udp.receive_buffer() / 2,
     };
     let (tun, stack) = stack::start(helper, &config.addresses, options)?;
     let (events, receiver) = mpsc::channel(EVENTS);
@@ -159,7 +166,7 @@ pub fn start(
         delivery,
         node,
     };
-    let driver = driver::Driver::new(config, tun, stack.clone(), channels)?;
+    let driver = driver::Driver::new(config, udp, tun, stack.clone(), channels);
     let states = driver.states();
     let task = tokio::spawn(driver.run());
     let endpoint = Endpoint::new(commands, stack, datagrams, node_watch, source, states, task);

@@ -132,6 +132,13 @@ impl UdpSocket {
         self.dual
     }
 
+    /// Bytes that the kernel queues for this socket before it drops.
+    pub fn receive_buffer(&self) -> usize {
+        // The kernel tells twice what it was asked for, to account for its own overhead.
+        let room = socket2::SockRef::from(self.fd.get_ref()).recv_buffer_size();
+        room.map_or(0, |bytes| bytes / 2)
+    }
+
     /// Something a person should know about the socket, once.
     pub fn take_warning(&mut self) -> Option<String> {
         self.warning.take()
