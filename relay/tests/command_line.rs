@@ -5,6 +5,8 @@
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::{Value, json};
 
 fn relay(home: &Path, words: &[&str]) -> Command {
@@ -224,6 +226,38 @@ fn login_leaves_an_existing_session_alone_unless_forced() {
         std::fs::read_to_string(config.join("session")).unwrap(),
         "precious"
     );
+}
+
+#[test]
+fn a_signal_before_anything_is_ready_ends_a_forward_with_success() {
+    // It takes connections and never answers.
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}", silent.local_addr().unwrap());
+    for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP] {
+        let home = tempfile::tempdir().unwrap();
+        let words = [
+            "--url",
+            &url,
+            "--token",
+            "t",
+            "port-forward",
+            "dev",
+            "--tcp",
+            "1",
+        ];
+        let mut command = relay(home.path(), &words);
+        let child = command
+            .stderr(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        // Its request says that it is past its start.
+        drop(silent.accept().map(|(stream, _)| std::mem::forget(stream)));
+        kill(Pid::from_raw(i32::try_from(child.id()).unwrap()), signal).unwrap();
+        let output = child.wait_with_output().unwrap();
+        assert_eq!(output.status.code(), Some(0), "{signal}: {output:?}");
+        assert!(output.stdout.is_empty());
+    }
 }
 
 #[test]

@@ -1,8 +1,11 @@
 //! One TCP listener: each connection is dialled in the workspace and pumped.
 
+use std::time::Duration;
+
 use relay_engine::Engine;
 use relay_engine::accept::Acceptor;
 use relay_wire::spec::{Listen, Proto};
+use socket2::{SockRef, TcpKeepalive};
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 
@@ -43,6 +46,10 @@ pub(crate) async fn serve<W: Way>(
 async fn carry<W: Way>(local: TcpStream, remote: u16, way: W, engine: Engine, report: Reporter) {
     match way.connect(remote).await {
         Ok(far) => {
+            // Streams to a machine that vanished end some day, idle ones too.
+            if let Err(error) = SockRef::from(&far).set_tcp_keepalive(&keepalive()) {
+                tracing::debug!(%error, "no keepalive");
+            }
             let summary = relay_engine::pump(local, far, engine).await;
             tracing::debug!(?summary, "connection ended");
         }
@@ -54,6 +61,14 @@ async fn carry<W: Way>(local: TcpStream, remote: u16, way: W, engine: Engine, re
             relay_engine::abort(local);
         }
     }
+}
+
+fn keepalive() -> TcpKeepalive {
+    let (idle, interval) = (Duration::from_secs(60), Duration::from_secs(15));
+    TcpKeepalive::new()
+        .with_time(idle)
+        .with_interval(interval)
+        .with_retries(8)
 }
 
 #[cfg(test)]

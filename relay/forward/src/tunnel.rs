@@ -133,6 +133,8 @@ pub(crate) struct Supervisor {
     key: Option<NodePublic>,
     generation: u64,
     lost: bool,
+    /// The workspace is being looked at.
+    looking: bool,
     aside: JoinSet<Aside>,
     path: Option<Path>,
     told_path: Option<Path>,
@@ -199,6 +201,7 @@ pub(crate) async fn open(
         key: None,
         generation: 0,
         lost: false,
+        looking: false,
         aside: JoinSet::new(),
         path: None,
         told_path: None,
@@ -320,7 +323,9 @@ impl Supervisor {
             self.lost = true;
             self.told_path = None;
             self.report.tell(Event::AgentLost);
-            self.look();
+            if !self.looking {
+                self.look();
+            }
         }
     }
 
@@ -339,6 +344,7 @@ impl Supervisor {
 
     /// Looks after a while what has become of the workspace.
     fn look(&mut self) {
+        self.looking = true;
         let (client, name) = (self.client.clone(), self.name.clone());
         self.aside.spawn(async move {
             tokio::time::sleep(LOOK).await;
@@ -373,7 +379,7 @@ impl Supervisor {
                     false => self.lose(),
                 }
             }
-            Aside::Look(_) if !self.lost => {}
+            Aside::Look(_) if !self.lost => self.looking = false,
             Aside::Look(found) => {
                 if let Some(found) = found
                     && found.workspace.latest_build.transition == Transition::Start
