@@ -9,7 +9,20 @@ pub(crate) fn notice(text: impl std::fmt::Display) {
 
 /// Prints an error as one line: the outermost sentence first, its causes after it.
 pub(crate) fn error(error: &anyhow::Error) {
-    notice(format_args!("error: {}", one_line(&format!("{error:#}"))));
+    notice(format_args!("error: {}", one_line(&sentence(error))));
+}
+
+/// An error with those of its causes that it does not tell itself.
+fn sentence(error: &anyhow::Error) -> String {
+    let mut text = String::new();
+    for cause in error.chain().map(ToString::to_string) {
+        if text.is_empty() {
+            text = cause;
+        } else if !text.contains(&cause) {
+            text = format!("{text}: {cause}");
+        }
+    }
+    text
 }
 
 /// Writes a result to stdout. A reader that went away (`| head`) is a normal end.
@@ -49,6 +62,20 @@ pub(crate) enum Format {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_cause_is_told_once() {
+        let cause = anyhow::anyhow!("no route");
+        assert_eq!(
+            sentence(&cause.context("cannot reach it")),
+            "cannot reach it: no route"
+        );
+        let cause = anyhow::anyhow!("no route");
+        assert_eq!(
+            sentence(&cause.context("cannot reach it: no route")),
+            "cannot reach it: no route"
+        );
+    }
 
     #[test]
     fn many_lines_become_one() {
