@@ -262,13 +262,13 @@ fn start_server(host: &Host, home: &Path, options: &Options) -> Process {
         .args(["server", "--http-address", &address, "--data-dir"])
         .arg(home.join("data"))
         .args(&options.server_flags);
-    let server = Process::start("server", Some(host), command);
+    let mut server = Process::start("server", Some(host), command);
     let up = crate::poll(PATIENCE, || {
-        host.listens(host.ipv4.into(), HTTP).then_some(())
+        (host.listens(host.ipv4.into(), HTTP) || !server.runs()).then_some(())
     });
     assert!(
-        up.is_some(),
-        "the server does not listen\n{}",
+        up.is_some() && server.runs(),
+        "the server does not run\n{}",
         server.output()
     );
     server
