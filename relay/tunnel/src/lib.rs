@@ -6,7 +6,6 @@ pub mod derp;
 pub mod dial;
 pub mod endpoint;
 mod error;
-#[path = "standin/path.rs"]
 pub mod path;
 pub mod stack;
 pub mod udp;

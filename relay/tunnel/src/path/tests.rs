@@ -1,0 +1,344 @@
+//! Behaviour of two ends over a simulated network.
+
+use std::time::{Duration, Instant};
+
+use relay_wire::keys::{DiscoPrivate, NodePrivate};
+
+use super::simulation::{REGION, World};
+use super::*;
+
+const A: &str = "192.0.2.1:41641";
+const B: &str = "203.0.113.2:41641";
+
+fn ms(n: u64) -> Duration {
+    Duration::from_millis(n)
+}
+
+/// Two ends with public addresses and a direct path.
+fn direct() -> World {
+    let mut world = World::new(true, [A, B], [None, None]);
+    world.start_local(false);
+    world.introduce(true, 0);
+    world.stream(ms(1000));
+    assert!(world.is_direct(0) && world.is_direct(1));
+    world
+}
+
+#[test]
+fn endpoints_known_by_both_make_a_direct_path_in_a_round_trip() {
+    let mut world = World::new(true, [A, B], [None, None]);
+    world.start_local(false);
+    world.introduce(true, 0);
+    world.send(0);
+    world.stream(ms(13));
+    assert!(world.is_direct(0), "{:?}", world.state(0));
+}
+
+#[test]
+fn call_me_maybe_makes_a_direct_path_through_two_nats() {
+    let nats = [Some("198.51.100.10:1000"), Some("198.51.100.20:2000")];
+    let mut world = World::new(true, ["10.0.0.1:1", "10.0.1.2:2"], nats);
+    world.start_local(true);
+    world.introduce(false, 0);
+    // Both learn their outer address by STUN, tell it over the relay, and open their NAT by pinging.
+    world.stream(ms(1200));
+    assert_eq!(
+        world.state(0),
+        Some(PathState::Direct(nats[1].unwrap().parse().unwrap()))
+    );
+    assert_eq!(
+        world.state(1),
+        Some(PathState::Direct(nats[0].unwrap().parse().unwrap()))
+    );
+    assert_eq!(
+        world.ends[0].paths.local_endpoints()[1],
+        nats[0].unwrap().parse().unwrap()
+    );
+}
+
+#[test]
+fn cut_path_is_left_for_the_relay_within_a_second() {
+    let mut world = direct();
+    let cut = world.elapsed();
+    world.cut = [true, true];
+    world.stream(ms(3000));
+    for n in [0, 1] {
+        let gap = world.longest_gap(n, cut);
+        assert!(gap < ms(900), "end {n} waited {gap:?}");
+        assert!(matches!(
+            world.state(n),
+            Some(PathState::Relayed(REGION, Reason::NoAnswer))
+        ));
+    }
+}
+
+#[test]
+fn path_cut_one_way_is_left_too() {
+    for way in [0, 1] {
+        let mut world = direct();
+        let cut = world.elapsed();
+        world.cut[way] = true;
+        world.stream(ms(10_000));
+        for n in [0, 1] {
+            let gap = world.longest_gap(n, cut);
+            assert!(gap < ms(1000), "way {way}: end {n} waited {gap:?}");
+        }
+        assert!(!world.is_direct(way));
+    }
+}
+
+#[test]
+fn restored_path_is_taken_again_without_a_gap() {
+    let mut world = direct();
+    world.cut = [true, true];
+    world.stream(ms(20_000));
+    assert!(!world.is_direct(0) && !world.is_direct(1));
+    world.cut = [false, false];
+    let restored = world.elapsed();
+    world.stream(ms(6000));
+    assert!(world.is_direct(0) && world.is_direct(1));
+    assert!(
+        world.longest_gap(1, restored) < ms(60),
+        "{:?}",
+        world.longest_gap(1, restored)
+    );
+    let relayed = world.ends[1]
+        .data
+        .iter()
+        .rev()
+        .take(100)
+        .filter(|(_, relayed)| *relayed);
+    assert_eq!(relayed.count(), 0);
+}
+
+#[test]
+fn path_survives_the_loss_of_its_relay() {
+    let mut world = direct();
+    world.relay_down = true;
+    let since = world.elapsed();
+    world.stream(ms(15_000));
+    assert!(world.longest_gap(1, since) < ms(50));
+    assert!(world.is_direct(0));
+}
+
+#[test]
+fn trusted_path_is_used_alone_and_never_doubted() {
+    let mut world = direct();
+    world.ends[1].data.clear();
+    world.stream(ms(30_000));
+    assert!(world.ends[1].data.iter().all(|(_, relayed)| !relayed));
+    assert_eq!(world.ends[1].data.len(), 3000);
+}
+
+#[test]
+fn one_way_stream_keeps_its_path() {
+    let mut world = direct();
+    world.ends[1].data.clear();
+    world.run(ms(20_000), |world| {
+        if world.elapsed().as_millis() % 20 == 0 {
+            world.send(0);
+        }
+    });
+    assert!(world.ends[1].data.iter().all(|(_, relayed)| !relayed));
+    assert!(world.is_direct(0));
+}
+
+#[test]
+fn idle_ends_fall_silent() {
+    let mut world = direct();
+    world.run(ms(60_000), |_| {});
+    world.udp_sent.clear();
+    world.run(ms(60_000), |_| {});
+    assert!(world.udp_sent.is_empty(), "{:?}", world.udp_sent);
+    // And the next stream finds the path again, losing nothing meanwhile.
+    let since = world.elapsed();
+    world.stream(ms(500));
+    assert!(world.longest_gap(1, since) < ms(60));
+    assert!(world.is_direct(0));
+}
+
+#[test]
+fn peer_that_moves_is_found_at_its_new_address() {
+    let mut world = direct();
+    let moved = world.elapsed();
+    world.ends[0].addr = "192.0.2.77:5000".parse().unwrap();
+    world.ends[0]
+        .paths
+        .set_local_endpoints(&["192.0.2.77:5000".parse().unwrap()]);
+    world.stream(ms(3000));
+    assert_eq!(
+        world.state(1),
+        Some(PathState::Direct("192.0.2.77:5000".parse().unwrap()))
+    );
+    assert!(world.longest_gap(1, moved) < ms(900));
+}
+
+#[test]
+fn direct_off_means_no_endpoints_and_no_udp() {
+    let mut world = World::new(false, [A, B], [None, None]);
+    world.start_local(true);
+    world.introduce(true, 0);
+    world.stream(ms(10_000));
+    assert_eq!(
+        world.state(0),
+        Some(PathState::Relayed(REGION, Reason::DirectOff))
+    );
+    assert!(world.udp_sent.is_empty());
+    assert!(world.ends[0].paths.local_endpoints().is_empty());
+}
+
+#[test]
+fn blocked_udp_is_named_as_the_reason() {
+    let mut world = World::new(true, [A, B], [None, None]);
+    world.stun_down = true;
+    world.cut = [true, true];
+    world.start_local(true);
+    world.introduce(true, 0);
+    world.stream(ms(5000));
+    assert_eq!(
+        world.state(0),
+        Some(PathState::Relayed(REGION, Reason::UdpBlocked))
+    );
+}
+
+#[test]
+fn sizes_are_proven_as_far_as_the_path_carries_them() {
+    for (limit, mtu) in [(1472, 1420), (1420, 1380), (1400, 1280), (8972, 8920)] {
+        let mut world = World::new(true, [A, B], [None, None]);
+        world.limit = limit;
+        world.start_local(false);
+        world.introduce(true, FEATURE_MTU_PROOF);
+        world.stream(ms(2000));
+        assert_eq!((world.mtu(0), world.mtu(1)), (mtu, mtu), "limit {limit}");
+    }
+}
+
+#[test]
+fn sizes_of_peers_that_do_not_prove_stay_at_the_base() {
+    let world = direct();
+    assert_eq!((world.mtu(0), world.mtu(1)), (BASE_MTU, BASE_MTU));
+}
+
+#[test]
+fn path_that_shrinks_loses_its_size_and_not_its_way() {
+    let mut world = World::new(true, [A, B], [None, None]);
+    world.start_local(false);
+    world.introduce(true, FEATURE_MTU_PROOF);
+    world.stream(ms(2000));
+    assert_eq!(world.mtu(0), 1420);
+    world.limit = 1420;
+    world.stream(ms(8000));
+    assert_eq!((world.mtu(0), world.mtu(1)), (1380, 1380));
+    assert!(world.is_direct(0));
+}
+
+#[test]
+fn loopback_is_tried_only_towards_an_end_of_the_same_machine() {
+    let here: Vec<SocketAddr> = ["192.0.2.1:7", "127.0.0.1:7"]
+        .map(|text| text.parse().unwrap())
+        .to_vec();
+    for (own, tried) in [("192.0.2.1:9", true), ("192.0.2.55:9", false)] {
+        let mut world = World::new(true, [own, B], [None, None]);
+        world.start_local(false);
+        let disco = DiscoPrivate::from_bytes([77; 32]).public();
+        let node = NodePrivate::from_bytes([78; 32]).public();
+        let info = PeerInfo {
+            node,
+            disco: Some(disco),
+            home: None,
+            endpoints: here.clone(),
+            features: 0,
+        };
+        let (id, now) = (Uuid::from_u128(5), world.now);
+        let paths = &mut world.ends[0].paths;
+        paths.upsert_peer(id, info, now);
+        paths.route(id, now);
+        paths.handle_timeout(now);
+        let mut to = std::iter::from_fn(|| paths.poll_transmit());
+        let loopback = Destination::Udp("127.0.0.1:7".parse().unwrap());
+        assert_eq!(to.any(|transmit| transmit.to == loopback), tried, "{own}");
+    }
+}
+
+#[test]
+fn tunnel_and_link_local_addresses_are_never_offered() {
+    let mut world = World::new(true, [A, B], [None, None]);
+    let all = [
+        "127.0.0.1:1",
+        "[fd7a:115c:a1e0::1]:1",
+        "[fe80::1]:1",
+        "192.0.2.9:1",
+        "[::1]:1",
+    ];
+    let all = all.map(|text| text.parse().unwrap());
+    world.ends[0].paths.set_local_endpoints(&all);
+    let wanted: Vec<SocketAddr> = ["192.0.2.9:1", "127.0.0.1:1", "[::1]:1"]
+        .map(|text| text.parse().unwrap())
+        .to_vec();
+    assert_eq!(world.ends[0].paths.local_endpoints(), wanted);
+}
+
+#[test]
+fn failed_send_moves_the_peer_to_the_relay_at_once() {
+    let mut world = direct();
+    let (peer, now) = (world.ends[1].id, world.now);
+    let addr = world.ends[0].paths.route(peer, now).direct.unwrap();
+    world.ends[0].paths.path_failed(peer, addr, now);
+    let route = world.ends[0].paths.route(peer, now);
+    assert_eq!(
+        (route.direct, route.relay.map(|(region, _)| region)),
+        (None, Some(REGION))
+    );
+}
+
+#[test]
+fn ping_on_demand_tells_its_way_and_time() {
+    let mut world = direct();
+    let (peer, now) = (world.ends[1].id, world.now);
+    let tx = world.ends[0].paths.start_ping(peer, now);
+    world.run(ms(50), |_| {});
+    let answered = world.ends[0].events.iter().any(|(_, event)| {
+        matches!(event, Event::Pong { tx: t, rtt, via: Via::Direct(_) } if *t == tx && *rtt < ms(15))
+    });
+    assert!(answered);
+
+    let mut world = World::new(false, [A, B], [None, None]);
+    world.introduce(false, 0);
+    let (peer, now) = (world.ends[1].id, world.now);
+    let tx = world.ends[0].paths.start_ping(peer, now);
+    world.run(ms(100), |_| {});
+    let answered = world.ends[0].events.iter().any(
+        |(_, event)| matches!(event, Event::Pong { tx: t, via: Via::Relay(REGION), .. } if *t == tx),
+    );
+    assert!(answered);
+}
+
+#[test]
+fn any_bytes_are_survived() {
+    use rand::{Rng as _, SeedableRng as _};
+    let mut rng = rand::rngs::StdRng::seed_from_u64(1);
+    let mut world = direct();
+    let from = B.parse().unwrap();
+    let now = Instant::now();
+    for _ in 0..20_000 {
+        let mut bytes: Vec<u8> = (0..rng.random_range(0..200))
+            .map(|_| rng.random())
+            .collect();
+        match rng.random_range(0..4) {
+            0 if bytes.len() > 6 => bytes[..6].copy_from_slice(&relay_wire::disco::MAGIC),
+            1 if bytes.len() > 8 => bytes[4..8].copy_from_slice(&[0x21, 0x12, 0xa4, 0x42]),
+            2 if bytes.len() > 38 => {
+                bytes[..6].copy_from_slice(&relay_wire::disco::MAGIC);
+                let key = DiscoPrivate::from_bytes([2; 32]).public();
+                bytes[6..38].copy_from_slice(key.as_bytes());
+            }
+            _ => {}
+        }
+        let node = NodePrivate::from_bytes([10; 32]).public();
+        world.ends[0].paths.handle_udp(from, &bytes, now);
+        world.ends[0]
+            .paths
+            .handle_relayed(REGION, node, &bytes, now);
+    }
+    assert!(world.ends[0].paths.poll_transmit().is_none());
+}
