@@ -14,6 +14,7 @@ pub mod needs;
 pub mod net;
 pub mod process;
 pub mod rootless;
+pub mod vectors;
 
 use std::time::{Duration, Instant};
 

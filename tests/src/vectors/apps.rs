@@ -1,49 +1,34 @@
-//! Every row of the dashboard route's vector files that needs no running server, through the real
-//! code.
-#![allow(
-    clippy::unwrap_used,
-    reason = "a test panics on what it does not expect"
-)]
+//! The dashboard route: hosts, access, what is changed on the way. Rows of whole requests need the
+//! proxy and are left.
 
 use std::collections::BTreeMap;
-use std::fs;
 
 use http::{HeaderMap, HeaderName, HeaderValue, Method};
 use relay_server::apps::access::{self, Access, PathPolicy, ShareLevel, Visitor};
-use relay_server::apps::cors::{self, Behavior};
+use relay_server::apps::cors::Behavior;
 use relay_server::apps::forwarded::{Trust, wire_case};
 use relay_server::apps::hostname::{AppHost, HostError, Protocol, change_protocol, port_info};
 use relay_server::apps::identity::{Identity, IdentityError};
 use relay_server::apps::pattern::{Handler, Pattern, PatternError, policy_host, route};
-use relay_server::apps::ports::{self, ListeningPort, ShareError, ShareRequest};
+use relay_server::apps::ports::{self, ShareError, ShareRequest};
 use relay_server::apps::redirect::{self, Place};
 use relay_server::apps::stats::{Collector, Subject};
-use relay_server::apps::{cookies, names};
+use relay_server::apps::{cookies, cors as cors_rules, names as name_rules};
 use serde_json::{Value, json};
 use url::Url;
 
-/// Runs `check` on each row of a file; a row that `check` does not know (`None`) counts as left to
-/// the tests with a running server, whose number must be `elsewhere`.
-fn each_row(file: &str, elsewhere: usize, check: impl Fn(&Value, &Value) -> Option<Value>) {
-    let path = format!(
-        "{}/../../tests/vectors/{file}.json",
-        env!("CARGO_MANIFEST_DIR")
-    );
-    let rows: Vec<Value> = serde_json::from_str(&fs::read_to_string(path).unwrap()).unwrap();
-    let mut left = Vec::new();
-    for row in &rows {
-        let (name, expect) = (row["name"].as_str().unwrap(), &row["expect"]);
-        match check(&row["input"], expect) {
-            Some(found) => assert_eq!(&found, expect, "{file}: {name}"),
-            None => left.push(name),
-        }
-    }
-    assert_eq!(left.len(), elsewhere, "{file}: rows left: {left:#?}");
-    assert!(rows.len() > elsewhere);
-}
+use super::{Ran, text};
 
-fn text<'a>(input: &'a Value, key: &str) -> &'a str {
-    input[key].as_str().unwrap_or_default()
+/// Compares what `check` finds; a row that it does not know (`None`) is left.
+fn with(row: &Value, check: impl Fn(&Value, &Value) -> Option<Value>) -> Ran {
+    let expect = &row["expect"];
+    match check(&row["input"], expect) {
+        Some(found) => {
+            assert_eq!(&found, expect);
+            Ran::Passed
+        }
+        None => Ran::Left,
+    }
 }
 
 fn protocol(text: &str) -> Protocol {
@@ -61,9 +46,8 @@ fn port_json(port: Option<(u16, Protocol)>) -> Value {
     )
 }
 
-#[test]
-fn app_hostname() {
-    each_row("app_hostname", 0, |input, _| {
+pub(super) fn hostname(row: &Value) -> Ran {
+    with(row, |input, _| {
         let slug = text(input, "slug_or_port");
         Some(match text(input, "op") {
             "parse" => match text(input, "subdomain").parse::<AppHost>() {
@@ -95,12 +79,11 @@ fn app_hostname() {
             },
             op => panic!("{op}"),
         })
-    });
+    })
 }
 
-#[test]
-fn hostname_pattern() {
-    each_row("hostname_pattern", 0, |input, _| {
+pub(super) fn pattern(row: &Value) -> Ran {
+    with(row, |input, _| {
         Some(match text(input, "op") {
             "compile" => match text(input, "pattern").parse::<Pattern>() {
                 Ok(_) => json!({"ok": true}),
@@ -114,18 +97,18 @@ fn hostname_pattern() {
                 }}),
             },
             "match" => {
-                let pattern: Pattern = text(input, "pattern").parse().unwrap();
+                let pattern: Pattern = text(input, "pattern").parse().expect("as the row says");
                 json!({"match": pattern.capture(text(input, "host"))})
             }
             "csp" => json!({"ok": policy_host(text(input, "host"), text(input, "wildcard"))}),
             "advertised_host" => {
-                let access = Url::parse(text(input, "access_url")).unwrap();
+                let access = Url::parse(text(input, "access_url")).expect("as the row says");
                 let pattern = text(input, "wildcard").parse::<Pattern>().ok();
                 let host = pattern.map(|pattern| pattern.advertised(&access));
                 json!({"ok": host.unwrap_or_default()})
             }
             "route" => {
-                let access = Url::parse(text(input, "access_url")).unwrap();
+                let access = Url::parse(text(input, "access_url")).expect("as the row says");
                 let pattern = text(input, "wildcard").parse().ok();
                 json!({"handled_by": match route(text(input, "host"), &access, pattern.as_ref()) {
                     Handler::Dashboard => "dashboard",
@@ -136,25 +119,23 @@ fn hostname_pattern() {
             }
             op => panic!("{op}"),
         })
-    });
+    })
 }
 
-#[test]
-fn redirect_sanitize() {
-    each_row("redirect_sanitize", 0, |input, expect| {
+pub(super) fn redirect_sanitize(row: &Value) -> Ran {
+    with(row, |input, expect| {
         let path = redirect::safe_path(text(input, "decoded_path"));
         let mut found = expect.clone();
         found["location_path"] = json!(path);
         Some(found)
-    });
+    })
 }
 
-#[test]
-fn cookies_strip() {
-    each_row("cookies_strip", 0, |input, _| {
+pub(super) fn cookies_strip(row: &Value) -> Ran {
+    with(row, |input, _| {
         Some(match input["wildcard_hostname"].as_str() {
             Some(wildcard) => {
-                let pattern: Pattern = wildcard.parse().unwrap();
+                let pattern: Pattern = wildcard.parse().expect("as the row says");
                 json!({
                     "cookie_name": cookies::subdomain_session(wildcard),
                     "domain": pattern.cookie_domain(),
@@ -162,13 +143,13 @@ fn cookies_strip() {
             }
             None => json!({"cookie": cookies::without_own(text(input, "cookie"))}),
         })
-    });
+    })
 }
 
 fn header_map(headers: &Value) -> HeaderMap {
     let mut map = HeaderMap::new();
     for (name, value) in headers.as_object().into_iter().flatten() {
-        let name: HeaderName = name.parse().unwrap();
+        let name: HeaderName = name.parse().expect("as the row says");
         let lines = match value {
             Value::Array(lines) => lines.clone(),
             line => vec![line.clone()],
@@ -176,7 +157,8 @@ fn header_map(headers: &Value) -> HeaderMap {
         for line in lines {
             map.append(
                 &name,
-                HeaderValue::from_str(line.as_str().unwrap()).unwrap(),
+                HeaderValue::from_str(line.as_str().expect("as the row says"))
+                    .expect("as the row says"),
             );
         }
     }
@@ -198,30 +180,39 @@ fn named_like(headers: &HeaderMap, expect: &Value) -> Value {
             .find(like)
             .cloned()
             .unwrap_or_else(|| name.to_string());
-        found.insert(name, value.to_str().unwrap().to_owned());
+        found.insert(name, value.to_str().expect("as the row says").to_owned());
     }
     json!(found)
 }
 
-#[test]
-fn forwarded_headers() {
-    each_row("forwarded_headers", 0, |input, expect| {
+pub(super) fn forwarded_headers(row: &Value) -> Ran {
+    with(row, |input, expect| {
         let list = |key: &str| input[key].as_array().cloned().unwrap_or_default();
         let trust = Trust {
             origins: list("trusted_origins")
                 .iter()
-                .map(|n| n.as_str().unwrap().parse().unwrap())
+                .map(|n| {
+                    n.as_str()
+                        .expect("as the row says")
+                        .parse()
+                        .expect("as the row says")
+                })
                 .collect(),
             headers: list("trusted_headers")
                 .iter()
-                .map(|n| n.as_str().unwrap().parse().unwrap())
+                .map(|n| {
+                    n.as_str()
+                        .expect("as the row says")
+                        .parse()
+                        .expect("as the row says")
+                })
                 .collect(),
         };
-        let peer = || text(input, "peer").parse().unwrap();
+        let peer = || text(input, "peer").parse().expect("as the row says");
         let mut headers = header_map(&input["headers"]);
         Some(match text(input, "op") {
             "to_app" => {
-                let tls = input["tls"].as_bool().unwrap();
+                let tls = input["tls"].as_bool().expect("as the row says");
                 let remote = trust.towards_app(peer(), tls, &mut headers);
                 json!({"remote": remote.to_string(), "headers": named_like(&headers, &expect["headers"])})
             }
@@ -230,7 +221,10 @@ fn forwarded_headers() {
                 json!({"remote": trust.client(peer(), &headers).to_string()})
             }
             "effective_host" => {
-                headers.insert("host", text(input, "host").parse().unwrap());
+                headers.insert(
+                    "host",
+                    text(input, "host").parse().expect("as the row says"),
+                );
                 json!({"host": trust.host(peer(), &headers)})
             }
             "filter" => {
@@ -240,52 +234,69 @@ fn forwarded_headers() {
             "header_case" => {
                 let sent: Vec<String> = list("headers")
                     .iter()
-                    .map(|name| wire_case(name.as_str().unwrap()))
+                    .map(|name| wire_case(name.as_str().expect("as the row says")))
                     .collect();
                 json!({"sent_as": sent})
             }
             op => panic!("{op}"),
         })
-    });
+    })
 }
 
-#[test]
-fn names_vectors() {
-    each_row("names", 0, |input, _| {
+pub(super) fn names(row: &Value) -> Ran {
+    with(row, |input, _| {
         let value = text(input, "value");
         Some(json!({"valid": match text(input, "kind") {
-            "app_slug" => names::is_slug(value),
-            "agent_name" => names::is_name(value),
-            "user_or_workspace" => names::is_account_name(value),
+            "app_slug" => name_rules::is_slug(value),
+            "agent_name" => name_rules::is_name(value),
+            "user_or_workspace" => name_rules::is_account_name(value),
             kind => panic!("{kind}"),
         }}))
-    });
+    })
 }
 
-#[test]
-fn cors_vectors() {
+pub(super) fn cors(row: &Value) -> Ran {
     // The 12 rows of whole requests need an app and a login.
-    each_row("cors", 12, |input, expect| match text(input, "op") {
+    with(row, |input, expect| match text(input, "op") {
         "request" => None,
         "strip_response" => Some(stripped(input)),
         _ if input.get("target_host").is_some() => Some(browser(input)),
         _ => Some(middleware(input, expect)),
-    });
+    })
 }
 
 fn stripped(input: &Value) -> Value {
     let mut headers = HeaderMap::new();
-    for pair in input["app_response_headers"].as_array().unwrap() {
-        let name: HeaderName = pair[0].as_str().unwrap().parse().unwrap();
-        headers.append(name, pair[1].as_str().unwrap().parse().unwrap());
+    for pair in input["app_response_headers"]
+        .as_array()
+        .expect("as the row says")
+    {
+        let name: HeaderName = pair[0]
+            .as_str()
+            .expect("as the row says")
+            .parse()
+            .expect("as the row says");
+        headers.append(
+            name,
+            pair[1]
+                .as_str()
+                .expect("as the row says")
+                .parse()
+                .expect("as the row says"),
+        );
     }
-    cors::strip(&mut headers);
+    cors_rules::strip(&mut headers);
     let kept: Vec<[String; 2]> = headers
         .iter()
-        .map(|(name, value)| [wire_case(name.as_str()), value.to_str().unwrap().to_owned()])
+        .map(|(name, value)| {
+            [
+                wire_case(name.as_str()),
+                value.to_str().expect("as the row says").to_owned(),
+            ]
+        })
         .collect();
-    let pattern = "*.example.com".parse().unwrap();
-    let added = cors::actual(&HeaderMap::new(), &pattern, "alice");
+    let pattern = "*.example.com".parse().expect("as the row says");
+    let added = cors_rules::actual(&HeaderMap::new(), &pattern, "alice");
     json!({"forwarded_headers": kept, "plus_proxy_vary": vary(&added)})
 }
 
@@ -293,19 +304,19 @@ fn vary(headers: &HeaderMap) -> Vec<&str> {
     headers
         .get_all("vary")
         .iter()
-        .map(|value| value.to_str().unwrap())
+        .map(|value| value.to_str().expect("as the row says"))
         .collect()
 }
 
 fn middleware(input: &Value, expect: &Value) -> Value {
-    let pattern: Pattern = text(input, "wildcard").parse().unwrap();
+    let pattern: Pattern = text(input, "wildcard").parse().expect("as the row says");
     let headers = header_map(&input["headers"]);
-    let method: Method = text(input, "method").parse().unwrap();
+    let method: Method = text(input, "method").parse().expect("as the row says");
     let user = text(input, "target_user");
     assert_eq!(text(input, "behavior"), Behavior::Simple.as_str());
-    let (by, answer) = match cors::is_preflight(&method, &headers) {
-        true => ("proxy", cors::preflight(&headers, &pattern, user)),
-        false => ("app", cors::actual(&headers, &pattern, user)),
+    let (by, answer) = match cors_rules::is_preflight(&method, &headers) {
+        true => ("proxy", cors_rules::preflight(&headers, &pattern, user)),
+        false => ("app", cors_rules::actual(&headers, &pattern, user)),
     };
     let mut found = json!({"answered_by": by, "vary": vary(&answer)});
     if by == "proxy" {
@@ -313,7 +324,7 @@ fn middleware(input: &Value, expect: &Value) -> Value {
     }
     for (name, value) in &answer {
         if name != "vary" {
-            found[name.as_str()] = json!(value.to_str().unwrap());
+            found[name.as_str()] = json!(value.to_str().expect("as the row says"));
         }
     }
     if let Some(note) = expect.get("note") {
@@ -323,14 +334,14 @@ fn middleware(input: &Value, expect: &Value) -> Value {
 }
 
 fn browser(input: &Value) -> Value {
-    let pattern: Pattern = text(input, "wildcard").parse().unwrap();
+    let pattern: Pattern = text(input, "wildcard").parse().expect("as the row says");
     let origin = text(input, "origin");
     let headers = header_map(&json!({ "Origin": origin }));
-    let answer = cors::actual(&headers, &pattern, text(input, "target_user"));
+    let answer = cors_rules::actual(&headers, &pattern, text(input, "target_user"));
     let same_origin = origin == format!("https://{}", text(input, "target_host"));
     let allow = answer
         .get("access-control-allow-origin")
-        .map(|v| v.to_str().unwrap());
+        .map(|v| v.to_str().expect("as the row says"));
     json!({
         "allowed": allow.is_some(),
         "same_origin": same_origin,
@@ -339,14 +350,16 @@ fn browser(input: &Value) -> Value {
     })
 }
 
-#[test]
-fn auth_flow() {
+pub(super) fn auth_flow(row: &Value) -> Ran {
     // The steps of a login need a running server.
-    each_row("auth_flow", 9, |input, expect| match text(input, "op") {
+    with(row, |input, expect| match text(input, "op") {
         "redirect_uri" => Some(redirect_uri(input)),
         "token_matches" => {
             let identity = |key: &str| serde_json::from_value::<Identity>(input[key].clone());
-            let (request, token) = (identity("request").unwrap(), identity("token").unwrap());
+            let (request, token) = (
+                identity("request").expect("as the row says"),
+                identity("token").expect("as the row says"),
+            );
             Some(json!({"match": token.serves(&request)}))
         }
         "check_request" => {
@@ -372,12 +385,12 @@ fn auth_flow() {
             })
         }
         _ => None,
-    });
+    })
 }
 
 fn redirect_uri(input: &Value) -> Value {
     let place = |url: &str, wildcard: &str, serves_paths| Place {
-        url: Url::parse(text(input, url)).unwrap(),
+        url: Url::parse(text(input, url)).expect("as the row says"),
         wildcard: text(input, wildcard).parse().ok(),
         serves_paths,
     };
@@ -397,10 +410,9 @@ fn redirect_uri(input: &Value) -> Value {
     }
 }
 
-#[test]
-fn app_access() {
+pub(super) fn app_access(row: &Value) -> Ran {
     // Rows without a kind of access, a level and a visitor need an app, an agent or a port.
-    each_row("app_access", 13, |input, expect| {
+    with(row, |input, expect| {
         let share: ShareLevel = text(input, "share").parse().ok()?;
         let method = match text(input, "access") {
             "path" => access::Method::Path,
@@ -431,19 +443,24 @@ fn app_access() {
             });
         }
         Some(found)
-    });
+    })
 }
 
-#[test]
-fn port_share_api() {
+pub(super) fn port_share_api(row: &Value) -> Ran {
     // Listing and deleting need the store.
-    each_row("port_share_api", 2, |input, expect| {
+    with(row, |input, expect| {
         if let Some(maximum) = input["new_max"].as_str() {
-            let maximum = maximum.parse().unwrap();
+            let maximum = maximum.parse().expect("as the row says");
             let after: Vec<&str> = input["shares"]
                 .as_array()?
                 .iter()
-                .map(|share| share.as_str().unwrap().parse().unwrap())
+                .map(|share| {
+                    share
+                        .as_str()
+                        .expect("as the row says")
+                        .parse()
+                        .expect("as the row says")
+                })
                 .filter_map(|level| ports::after_lowering(level, maximum))
                 .map(ShareLevel::as_str)
                 .collect();
@@ -452,9 +469,12 @@ fn port_share_api() {
         if input["method"] != "POST" {
             return None;
         }
-        let request: ShareRequest = serde_json::from_value(input["body"].clone()).unwrap();
-        let maximum = text(input, "template_max").parse().unwrap();
-        let exists = input["agent_exists"].as_bool().unwrap();
+        let request: ShareRequest =
+            serde_json::from_value(input["body"].clone()).expect("as the row says");
+        let maximum = text(input, "template_max")
+            .parse()
+            .expect("as the row says");
+        let exists = input["agent_exists"].as_bool().expect("as the row says");
         Some(match request.check(maximum, |_| exists) {
             Ok(share) => {
                 let mut found = expect.clone();
@@ -476,38 +496,11 @@ fn port_share_api() {
                 ShareError::NoAgent(_) => "agent_not_found",
             }}),
         })
-    });
+    })
 }
 
-#[test]
-fn listening_ports() {
-    // Reading procfs is the agent's.
-    each_row("listening_ports", 2, |input, _| {
-        if let Some(port) = input["port"].as_i64() {
-            return Some(json!({"allowed": ports::allowed(port).is_some()}));
-        }
-        let listening = input["listening"].as_array()?;
-        let listening = listening
-            .iter()
-            .map(|found| ListeningPort {
-                process_name: text(found, "process_name").into(),
-                network: "tcp".into(),
-                port: u16::try_from(found["port"].as_u64().unwrap()).unwrap(),
-            })
-            .collect();
-        let urls: Vec<String> = input["coder_app_urls"]
-            .as_array()?
-            .iter()
-            .map(|url| url.as_str().unwrap().to_owned())
-            .collect();
-        let ports = ports::shown(listening, &urls);
-        Some(json!({ "ports": ports }))
-    });
-}
-
-#[test]
-fn app_stats() {
-    each_row("app_stats", 0, |input, _| {
+pub(super) fn app_stats(row: &Value) -> Ran {
+    with(row, |input, _| {
         let mut collector = Collector::default();
         for session in input["sessions"].as_array()? {
             let subject = Subject {
@@ -534,5 +527,5 @@ fn app_stats() {
             })
             .collect();
         Some(json!({ "reports": reports }))
-    });
+    })
 }
