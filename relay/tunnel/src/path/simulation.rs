@@ -47,10 +47,22 @@ pub(super) struct World {
     /// Largest datagram that passes.
     pub(super) limit: usize,
     pub(super) udp_sent: HashMap<usize, usize>,
+    /// One of so many datagrams is lost; 0 for none.
+    pub(super) loss: u32,
+    dice: u32,
 }
 
 impl World {
     pub(super) fn new(direct: bool, addrs: [&str; 2], nats: [Option<&str>; 2]) -> World {
+        World::with_relay_mtu(BASE_MTU, direct, addrs, nats)
+    }
+
+    pub(super) fn with_relay_mtu(
+        relay_mtu: u16,
+        direct: bool,
+        addrs: [&str; 2],
+        nats: [Option<&str>; 2],
+    ) -> World {
         let end = |n: usize| {
             let (disco, node) = (
                 DiscoPrivate::from_bytes([n as u8 + 1; 32]),
@@ -69,7 +81,7 @@ impl World {
                 node,
                 direct,
                 max_mtu: u16::MAX,
-                relay_mtu: BASE_MTU,
+                relay_mtu,
             };
             End {
                 id: Uuid::from_u128(n as u128),
@@ -93,6 +105,8 @@ impl World {
             stun_down: false,
             limit: 1472,
             udp_sent: HashMap::new(),
+            loss: 0,
+            dice: 1,
         }
     }
 
@@ -186,7 +200,12 @@ impl World {
         }
         let target = &self.ends[other];
         let reached = target.nat.unwrap_or(target.addr) == to;
-        if reached && !self.cut[n] {
+        self.dice = self
+            .dice
+            .wrapping_mul(1_664_525)
+            .wrapping_add(1_013_904_223);
+        let lost = self.loss > 0 && (self.dice >> 16) % self.loss == 0;
+        if reached && !lost && !self.cut[n] {
             let at = self.now + DELAY;
             self.flying.push(Packet {
                 at,

@@ -342,3 +342,55 @@ fn any_bytes_are_survived() {
     }
     assert!(world.ends[0].paths.poll_transmit().is_none());
 }
+
+#[test]
+fn path_that_loses_a_tenth_is_kept() {
+    let mut world = direct();
+    world.loss = 10;
+    world.ends[1].data.clear();
+    world.stream(ms(60_000));
+    assert!(world.is_direct(0) && world.is_direct(1));
+    let relayed = world.ends[1].data.iter().filter(|(_, relayed)| *relayed);
+    assert!(relayed.count() < 60);
+}
+
+#[test]
+fn large_relayed_packets_move_only_to_a_path_whose_size_is_known() {
+    let mut world = World::with_relay_mtu(8920, true, [A, B], [None, None]);
+    world.cut = [true, true];
+    world.start_local(false);
+    world.introduce(true, FEATURE_MTU_PROOF);
+    world.stream(ms(1000));
+    assert_eq!((world.mtu(0), world.is_direct(0)), (8920, false));
+    world.cut = [false, false];
+    world.stream(ms(6000));
+    assert_eq!((world.mtu(0), world.is_direct(0)), (1420, true));
+    let told = world.ends[0]
+        .events
+        .iter()
+        .filter_map(|(_, event)| match event {
+            Event::Mtu { mtu, .. } => Some(*mtu),
+            _ => None,
+        });
+    assert_eq!(told.collect::<Vec<_>>(), [8920, 1420]);
+}
+
+#[test]
+fn node_known_under_two_ids_answers_until_both_are_gone() {
+    let mut world = direct();
+    let (now, second) = (world.now, Uuid::from_u128(99));
+    let disco = DiscoPrivate::from_bytes([2; 32]);
+    let node = NodePrivate::from_bytes([10; 32]).public();
+    let info = PeerInfo {
+        node,
+        disco: Some(disco.public()),
+        home: None,
+        endpoints: Vec::new(),
+        features: 0,
+    };
+    world.ends[0].paths.upsert_peer(second, info, now);
+    world.ends[0].paths.remove_peer(second);
+    let since = world.elapsed();
+    world.stream(ms(10_000));
+    assert!(world.is_direct(1) && world.longest_gap(1, since) < ms(50));
+}
