@@ -204,7 +204,7 @@ impl World {
             .dice
             .wrapping_mul(1_664_525)
             .wrapping_add(1_013_904_223);
-        let lost = self.loss > 0 && (self.dice >> 16) % self.loss == 0;
+        let lost = self.loss > 0 && (self.dice >> 16).is_multiple_of(self.loss);
         if reached && !lost && !self.cut[n] {
             let at = self.now + DELAY;
             self.flying.push(Packet {
