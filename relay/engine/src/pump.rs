@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use rustix::io::Errno;
+use tokio::io::Ready;
 
 use crate::Engine;
 use crate::end::{End, Socket};
@@ -214,6 +215,11 @@ async fn short_burst(from: &Socket, to: &Socket, moved: &AtomicU64) -> Result<Bu
     match attempt {
         Ok(None) => Ok(Burst::End),
         Ok(Some((read, left))) => {
+            if read < SHORT && !ready.ready().is_read_closed() {
+                // A stream that gave less than was asked for is empty, so the next look at it would
+                // be for nothing (epoll(7)); what came meanwhile has made it ready anew.
+                ready.clear_ready_matching(Ready::READABLE);
+            }
             if !left.is_empty() {
                 write_all(to, &left).await?;
             }
