@@ -1,10 +1,24 @@
 //! The control plane: accounts and workspaces, the coordinator that introduces peers to each other,
 //! the embedded relay and the STUN responder. It never sees a peer's private key.
 
+mod api;
 pub mod apps;
+mod config;
+mod coordinator;
+mod derp;
 mod error;
+mod hub;
+mod map;
+mod resume;
 mod secrets;
+mod server;
+mod session;
+mod state;
 mod store;
+mod stun;
+mod tls;
 
+pub use config::{Config, StunAddress, TlsFiles};
 pub use error::{Error, Result};
+pub use server::Server;
 pub use store::*;

@@ -1,0 +1,175 @@
+//! The REST API: routes, errors, and what every answer carries.
+
+mod agents;
+mod auth;
+mod users;
+mod version;
+mod views;
+mod watch;
+pub(crate) mod websocket;
+mod workspaces;
+
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::{DefaultBodyLimit, Request, State};
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{any, get};
+use axum::{Json, body::Body};
+use http::header::HeaderValue;
+use http::{HeaderName, StatusCode};
+use relay_wire::rest::{BuildInfo, ErrorBody, SshConfig, Validation};
+
+use crate::error::Error;
+use crate::state::Shared;
+
+/// Contains `v0.0.0` on purpose: for Coder's tools that is a version that fits every other.
+const BUILD_VERSION: &str = concat!("v0.0.0+relay.", env!("CARGO_PKG_VERSION"));
+/// Longest body of a request.
+const BODY: usize = 256 << 10;
+/// How long a request may take, hashing a password while others do so included.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// All routes of the server.
+pub(crate) fn router(state: Shared) -> Router {
+    let api = Router::new()
+        .route("/buildinfo", get(build_info))
+        .route("/deployment/ssh", get(ssh_config))
+        .merge(users::routes())
+        .merge(workspaces::routes())
+        .merge(agents::routes());
+    Router::new()
+        .nest("/api/v2", api)
+        .route("/derp", any(crate::derp::upgrade))
+        .route("/derp/latency-check", any(async || StatusCode::OK))
+        .route("/healthz", get(async || "OK"))
+        .fallback(async || Refusal::not_found("Route not found."))
+        .method_not_allowed_fallback(async || {
+            Refusal::new(StatusCode::METHOD_NOT_ALLOWED, "Method not allowed.")
+        })
+        .layer(DefaultBodyLimit::max(BODY))
+        .layer(middleware::from_fn(limits))
+        .with_state(state)
+}
+
+/// Bounds the time of a request and adds the version to its answer.
+async fn limits(request: Request, next: Next) -> Response {
+    let answer = tokio::time::timeout(PATIENCE, next.run(request)).await;
+    let mut answer = answer.unwrap_or_else(|_| {
+        Refusal::new(StatusCode::REQUEST_TIMEOUT, "The request took too long.").into_response()
+    });
+    let name = HeaderName::from_static("x-coder-build-version");
+    let version = HeaderValue::from_static(BUILD_VERSION);
+    answer.headers_mut().insert(name, version);
+    answer
+}
+
+async fn build_info(State(state): State<Shared>) -> Json<BuildInfo> {
+    Json(BuildInfo {
+        external_url: env!("CARGO_PKG_NAME").to_owned(),
+        version: BUILD_VERSION.to_owned(),
+        dashboard_url: state.access_url.to_string(),
+        agent_api_version: version::NEWEST.to_owned(),
+        provisioner_api_version: "1.0".to_owned(),
+        deployment_id: state.deployment_id.clone(),
+        ..BuildInfo::default()
+    })
+}
+
+async fn ssh_config() -> Json<SshConfig> {
+    Json(SshConfig {
+        hostname_prefix: "coder.".to_owned(),
+        hostname_suffix: HOSTNAME_SUFFIX.to_owned(),
+        ..SshConfig::default()
+    })
+}
+
+/// Last part of workspaces' host names.
+pub(crate) const HOSTNAME_SUFFIX: &str = "coder";
+
+/// A request that is not granted, as its answer.
+#[derive(Debug)]
+pub(crate) struct Refusal {
+    status: StatusCode,
+    body: ErrorBody,
+}
+
+impl Refusal {
+    pub(crate) fn new(status: StatusCode, message: impl Into<String>) -> Self {
+        let body = ErrorBody {
+            message: message.into(),
+            ..ErrorBody::default()
+        };
+        Self { status, body }
+    }
+
+    pub(crate) fn bad(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, message)
+    }
+
+    pub(crate) fn not_found(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::NOT_FOUND, message)
+    }
+
+    pub(crate) fn unauthorized(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::UNAUTHORIZED, message)
+    }
+
+    /// Adds which field is wrong, and why.
+    pub(crate) fn field(mut self, field: &str, detail: impl Into<String>) -> Self {
+        self.body.validations.push(Validation {
+            field: field.to_owned(),
+            detail: detail.into(),
+        });
+        self
+    }
+}
+
+impl IntoResponse for Refusal {
+    fn into_response(self) -> Response {
+        (self.status, Json(self.body)).into_response()
+    }
+}
+
+impl From<Error> for Refusal {
+    fn from(error: Error) -> Self {
+        let status = match &error {
+            Error::Exists { .. } => StatusCode::CONFLICT,
+            Error::Missing { .. } => StatusCode::NOT_FOUND,
+            Error::Name { .. } | Error::Email(_) | Error::Password(_) | Error::WorkspaceName(_) => {
+                StatusCode::BAD_REQUEST
+            }
+            _ => {
+                tracing::warn!(%error, "a request failed");
+                return Self::new(
+                    StatusCode::INTERNAL_SERVER_ERROR,
+                    "The server failed; its log says why.",
+                );
+            }
+        };
+        Self::new(status, error.to_string())
+    }
+}
+
+/// An answer without a body.
+fn empty(status: StatusCode) -> Response {
+    let mut answer = Response::new(Body::empty());
+    *answer.status_mut() = status;
+    answer
+}
+
+/// Reads a JSON body, whatever its declared type; an empty one is the default.
+fn read_body<T: serde::de::DeserializeOwned + Default>(body: &[u8]) -> Result<T, Refusal> {
+    if body.iter().all(u8::is_ascii_whitespace) {
+        return Ok(T::default());
+    }
+    serde_json::from_slice(body).map_err(|error| Refusal {
+        status: StatusCode::BAD_REQUEST,
+        body: ErrorBody {
+            message: "Request body must be valid JSON.".to_owned(),
+            detail: error.to_string(),
+            ..ErrorBody::default()
+        },
+    })
+}

@@ -1,0 +1,61 @@
+//! What a server is told when it starts.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use url::Url;
+
+/// Where STUN requests are answered.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum StunAddress {
+    /// UDP port 3478 on the HTTP address's host.
+    #[default]
+    Default,
+    /// This address.
+    At(SocketAddr),
+    /// Nowhere.
+    Off,
+}
+
+/// Files of a certificate chain and its key, in PEM form.
+#[derive(Clone, Debug)]
+pub struct TlsFiles {
+    /// The chain, the server's own certificate first.
+    pub certificate: PathBuf,
+    /// Its key.
+    pub key: PathBuf,
+}
+
+/// Settings of a server.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Where HTTP requests are answered; port 0 takes a free one.
+    pub http_address: SocketAddr,
+    /// The URL by which others reach the server; made from the address where it is missing.
+    pub access_url: Option<Url>,
+    /// Where the database lives.
+    pub data_dir: PathBuf,
+    /// Where STUN requests are answered.
+    pub stun: StunAddress,
+    /// Certificate, where the server speaks TLS itself.
+    pub tls: Option<TlsFiles>,
+    /// Whether peers may only use relays.
+    pub block_direct: bool,
+    /// Whether peers reach relays by WebSocket only.
+    pub force_websockets: bool,
+}
+
+impl Config {
+    /// The usual settings with this address and data directory.
+    pub fn new(http_address: SocketAddr, data_dir: PathBuf) -> Self {
+        Self {
+            http_address,
+            access_url: None,
+            data_dir,
+            stun: StunAddress::default(),
+            tls: None,
+            block_direct: false,
+            force_websockets: false,
+        }
+    }
+}

@@ -1,0 +1,77 @@
+//! The coordinator, shared: every seat has a bounded queue of what it is to be told.
+
+use std::collections::HashMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use relay_wire::proto::tailnet::CoordinateRequest;
+use tokio::sync::mpsc;
+use tokio::sync::mpsc::error::TrySendError;
+use uuid::Uuid;
+
+use crate::coordinator::{Coordinator, Output, Role, SeatId};
+
+/// Answers that may wait for a peer. One that falls behind further loses its seat.
+const QUEUE: usize = 512;
+
+/// The shared coordinator.
+#[derive(Default)]
+pub(crate) struct Hub(Mutex<Inner>);
+
+#[derive(Default)]
+struct Inner {
+    core: Coordinator,
+    queues: HashMap<SeatId, mpsc::Sender<Output>>,
+}
+
+impl Hub {
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes a seat; the queue ends when the seat is lost.
+    pub(crate) fn join(&self, id: Uuid, role: Role) -> (SeatId, mpsc::Receiver<Output>) {
+        let (sender, receiver) = mpsc::channel(QUEUE);
+        let mut inner = self.lock();
+        let seat = inner.core.join(id, role);
+        inner.queues.insert(seat, sender);
+        inner.deliver();
+        (seat, receiver)
+    }
+
+    /// Hands a request in.
+    pub(crate) fn handle(&self, seat: SeatId, request: CoordinateRequest) {
+        let mut inner = self.lock();
+        inner.core.handle(seat, request);
+        inner.deliver();
+    }
+
+    /// Gives a seat up.
+    pub(crate) fn leave(&self, seat: SeatId) {
+        let mut inner = self.lock();
+        inner.queues.remove(&seat);
+        inner.core.leave(seat);
+        inner.deliver();
+    }
+}
+
+impl Inner {
+    fn deliver(&mut self) {
+        while let Some((seat, output)) = self.core.poll_output() {
+            let ended = output == Output::End;
+            let Some(queue) = self.queues.get(&seat) else {
+                continue;
+            };
+            match queue.try_send(output) {
+                Ok(()) if !ended => {}
+                Ok(()) | Err(TrySendError::Closed(_)) => {
+                    self.queues.remove(&seat);
+                }
+                Err(TrySendError::Full(_)) => {
+                    tracing::debug!(seat, "a peer does not read what it is told");
+                    self.queues.remove(&seat);
+                    self.core.leave(seat);
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,287 @@
+//! A running server: its sockets, its background work, and its orderly end.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use hyper::server::conn::http1;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use rand::TryRngCore;
+use relay_wire::keys::NodePrivate;
+use relay_wire::stun::DEFAULT_PORT;
+use socket2::{SockRef, TcpKeepalive};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, TcpStream, UdpSocket};
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
+use tokio_rustls::TlsAcceptor;
+use url::Url;
+use uuid::Uuid;
+
+use crate::config::{Config, StunAddress};
+use crate::derp::Relay;
+use crate::error::{Error, Result};
+use crate::hub::Hub;
+use crate::resume::ResumeKey;
+use crate::state::{Presence, Shared, State};
+use crate::store::Store;
+use crate::{api, map, secrets, stun, tls};
+
+/// How long the head of a request may take, and a connection may wait for one.
+const HEAD: Duration = Duration::from_secs(30);
+/// How long a TLS handshake may take.
+const TLS_HANDSHAKE: Duration = Duration::from_secs(10);
+/// How long sessions get to end when the server stops.
+const FAREWELL: Duration = Duration::from_millis(1500);
+/// How often changes by other processes are looked for.
+const LOOK: Duration = Duration::from_secs(1);
+/// A silent connection is asked after this long, and given up when that brings no answer.
+const SILENCE: Duration = Duration::from_secs(30);
+
+/// A running control plane. Dropping it leaves its connections to themselves; use
+/// [`Server::shutdown`].
+pub struct Server {
+    local: SocketAddr,
+    state: Shared,
+    stop: watch::Sender<bool>,
+    ended: mpsc::Receiver<()>,
+    tasks: Vec<JoinHandle<()>>,
+}
+
+impl Server {
+    /// Opens the database and the sockets, and serves.
+    pub async fn start(config: Config) -> Result<Self> {
+        let tls = config.tls.as_ref().map(tls::acceptor).transpose()?;
+        let store = Store::open(&config.data_dir).await?;
+        let listener = listen(config.http_address)?;
+        let local = listener.local_addr().map_err(|source| Error::Listen {
+            address: config.http_address,
+            source,
+        })?;
+        let access_url = map::access_url(config.access_url.as_ref(), local, tls.is_some())?;
+        let stun = open_stun(config.stun, local).await;
+        let (stop, stopping) = watch::channel(false);
+        let (alive, ended) = mpsc::channel(1);
+        let state = State {
+            deployment_id: setting_id(&store).await?,
+            map: map::derp_map(&access_url, stun.as_ref().map(|(_, address)| *address)),
+            access_url,
+            block_direct: config.block_direct,
+            force_websockets: config.force_websockets,
+            hub: Hub::default(),
+            relay: Arc::new(Relay::new(relay_key(&store).await?)),
+            resume: ResumeKey::new(&setting_secret(&store, "resume_secret").await?),
+            presence: Presence::default(),
+            clients: Presence::default(),
+            stopping,
+            alive,
+            changes: watch::channel(0).0,
+            store,
+        };
+        let state = Arc::new(state);
+        let mut tasks = vec![
+            tokio::spawn(accept(listener, tls, Arc::clone(&state))),
+            tokio::spawn(look_for_changes(Arc::clone(&state))),
+        ];
+        if let Some((socket, _)) = stun {
+            tasks.push(tokio::spawn(stun::serve(socket)));
+        }
+        Ok(Self {
+            local,
+            state,
+            stop,
+            ended,
+            tasks,
+        })
+    }
+
+    /// The address that HTTP requests are answered on.
+    pub fn local_addr(&self) -> SocketAddr {
+        self.local
+    }
+
+    /// The URL by which others reach the server.
+    pub fn access_url(&self) -> &Url {
+        &self.state.access_url
+    }
+
+    /// The database.
+    pub fn store(&self) -> &Store {
+        &self.state.store
+    }
+
+    /// Takes nothing new, ends all sessions and closes the database.
+    pub async fn shutdown(self) {
+        let Self {
+            state,
+            stop,
+            mut ended,
+            tasks,
+            ..
+        } = self;
+        stop.send_replace(true);
+        for task in &tasks {
+            task.abort();
+        }
+        for task in tasks {
+            let _ = task.await;
+        }
+        let store = state.store.clone();
+        // The channel closes when the last session has given the state back.
+        drop(state);
+        let _ = tokio::time::timeout(FAREWELL, ended.recv()).await;
+        let _ = tokio::time::timeout(FAREWELL, store.close()).await;
+    }
+}
+
+fn listen(address: SocketAddr) -> Result<TcpListener> {
+    let open = || {
+        let socket = match address {
+            SocketAddr::V4(_) => tokio::net::TcpSocket::new_v4(),
+            SocketAddr::V6(_) => tokio::net::TcpSocket::new_v6(),
+        }?;
+        // A restart must not wait for old connections to be forgotten.
+        socket.set_reuseaddr(true)?;
+        socket.bind(address)?;
+        socket.listen(4096)
+    };
+    open().map_err(|source| Error::Listen { address, source })
+}
+
+/// Opens the STUN socket, with the address that peers are told; a busy port is only warned about.
+async fn open_stun(wanted: StunAddress, http: SocketAddr) -> Option<(UdpSocket, SocketAddr)> {
+    let address = match wanted {
+        StunAddress::Off => return None,
+        StunAddress::Default => SocketAddr::new(http.ip(), DEFAULT_PORT),
+        StunAddress::At(address) => address,
+    };
+    let opened = UdpSocket::bind(address).await;
+    match opened.and_then(|socket| Ok((socket.local_addr()?, socket))) {
+        Ok((address, socket)) => Some((socket, address)),
+        Err(error) => {
+            tracing::warn!(
+                "STUN is off: cannot use UDP {address}: {error}; choose another address with --stun-address"
+            );
+            None
+        }
+    }
+}
+
+async fn setting_id(store: &Store) -> Result<String> {
+    store
+        .setting_or("deployment_id", || Uuid::new_v4().to_string())
+        .await
+}
+
+async fn setting_secret(store: &Store, name: &str) -> Result<String> {
+    store.setting_or(name, || secrets::alphanumeric(43)).await
+}
+
+async fn relay_key(store: &Store) -> Result<NodePrivate> {
+    let stored = store.setting_or("relay_key", || {
+        let mut rng = rand::rngs::OsRng.unwrap_err();
+        NodePrivate::generate(&mut rng).to_text().to_string()
+    });
+    stored
+        .await?
+        .parse()
+        .map_err(|_| Error::Corrupt { what: "relay key" })
+}
+
+async fn accept(listener: TcpListener, tls: Option<TlsAcceptor>, state: Shared) {
+    let router = api::router(Arc::clone(&state));
+    let mut said = false;
+    loop {
+        let stream = match listener.accept().await {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                if !std::mem::replace(&mut said, true) {
+                    tracing::warn!("cannot accept connections: {error}; trying again");
+                }
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                continue;
+            }
+        };
+        said = false;
+        if let Err(error) = prepare(&stream) {
+            tracing::debug!(%error, "a connection cannot be set up");
+            continue;
+        }
+        let (router, state) = (router.clone(), Arc::clone(&state));
+        match tls.clone() {
+            None => drop(tokio::spawn(serve(stream, router, state))),
+            Some(tls) => drop(tokio::spawn(async move {
+                let opened = tokio::time::timeout(TLS_HANDSHAKE, tls.accept(stream)).await;
+                match opened {
+                    Ok(Ok(stream)) => serve(stream, router, state).await,
+                    Ok(Err(error)) => tracing::debug!(%error, "no TLS handshake"),
+                    Err(_) => tracing::debug!("a TLS handshake took too long"),
+                }
+            })),
+        }
+    }
+}
+
+/// Sends at once, and notices peers that went away without a word.
+fn prepare(stream: &TcpStream) -> std::io::Result<()> {
+    stream.set_nodelay(true)?;
+    let socket = SockRef::from(stream);
+    let keepalive = TcpKeepalive::new()
+        .with_time(SILENCE)
+        .with_interval(SILENCE / 3);
+    socket.set_tcp_keepalive(&keepalive)?;
+    socket.set_tcp_user_timeout(Some(SILENCE * 2))
+}
+
+/// Serves a connection until it ends or becomes something else than HTTP.
+async fn serve<S>(stream: S, router: Router, state: Shared)
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD)
+        .max_buf_size(64 << 10)
+        .title_case_headers(true)
+        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router))
+        .with_upgrades();
+    let mut connection = std::pin::pin!(connection);
+    let done = tokio::select! {
+        done = connection.as_mut() => done,
+        () = state.stopped() => {
+            connection.as_mut().graceful_shutdown();
+            let rest = tokio::time::timeout(Duration::from_secs(1), connection);
+            rest.await.unwrap_or(Ok(()))
+        }
+    };
+    if let Err(error) = done {
+        tracing::debug!(%error, "an HTTP connection ended");
+    }
+}
+
+/// Notices what other processes changed in the database, and ends the sessions of agents that are
+/// no more.
+async fn look_for_changes(state: Shared) {
+    let mut known = state.store.revision().await.unwrap_or_default();
+    let mut own = state.changes.subscribe();
+    loop {
+        tokio::select! {
+            () = tokio::time::sleep(LOOK) => {}
+            changed = own.changed() => if changed.is_err() { return },
+        }
+        let Ok(revision) = state.store.revision().await else {
+            continue;
+        };
+        if revision == known {
+            continue;
+        }
+        known = revision;
+        if let Ok(agents) = state.store.agent_ids().await {
+            state.presence.keep_only(&agents);
+            state.clients.keep_only(&agents);
+        }
+        state.changed();
+    }
+}
