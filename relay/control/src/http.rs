@@ -1,6 +1,7 @@
 //! HTTP/1.1 to the control plane: requests with JSON bodies, and WebSocket upgrades.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{CONTENT_TYPE, HOST, HeaderMap, HeaderName, HeaderValue, USER_AGENT};
@@ -12,7 +13,7 @@ use relay_tunnel::dial::{self, BoxedStream, TlsOptions};
 use relay_wire::rest::{ErrorBody, TOKEN_HEADER};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use tokio::sync::Mutex;
+use tokio::time::timeout;
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::{self, client::IntoClientRequest};
 use url::Url;
@@ -22,6 +23,8 @@ use crate::rpc::websocket_config;
 
 /// Longest answer that is read.
 const LONGEST_BODY: usize = 32 << 20;
+/// How long a request may take, with its connection.
+const ANSWER_WITHIN: Duration = Duration::from_secs(30);
 
 /// Where the control plane is and what to show it.
 #[derive(Clone, Default)]
@@ -123,19 +126,40 @@ impl Http {
     }
 
     async fn exchange(&self, method: &Method, path: &str, body: Bytes) -> Result<Answer, Error> {
-        // A kept connection may have been closed by the server meanwhile; a new one has not.
-        if let Some(mut kept) = self.shared.idle.lock().await.take()
+        let exchange = self.exchange_unbounded(method, path, body);
+        match timeout(ANSWER_WITHIN, exchange).await {
+            Ok(answer) => answer,
+            Err(_) => Err(self.broken(format!(
+                "no answer to {method} {path} within {} s",
+                ANSWER_WITHIN.as_secs()
+            ))),
+        }
+    }
+
+    async fn exchange_unbounded(
+        &self,
+        method: &Method,
+        path: &str,
+        body: Bytes,
+    ) -> Result<Answer, Error> {
+        if let Some(mut kept) = self.take_idle()
             && kept.ready().await.is_ok()
-            && let Ok(answer) = self.send(kept, method, path, body.clone()).await
         {
-            return Ok(answer);
+            match self.send(kept, method, path, body.clone()).await {
+                Ok(answer) => return Ok(answer),
+                // The server may have closed the kept connection just now: a new one helps, unless
+                // the request may have been acted on.
+                Err(Failed { sent, error }) if sent && *method != Method::GET => return Err(error),
+                Err(_) => {}
+            }
         }
         let stream = self.dial().await?;
         let (sender, connection) = handshake(TokioIo::new(stream))
             .await
             .map_err(|error| self.broken(error))?;
         tokio::spawn(connection);
-        self.send(sender, method, path, body).await
+        let answer = self.send(sender, method, path, body).await;
+        answer.map_err(|failed| failed.error)
     }
 
     async fn send(
@@ -144,29 +168,45 @@ impl Http {
         method: &Method,
         path: &str,
         body: Bytes,
-    ) -> Result<Answer, Error> {
+    ) -> Result<Answer, Failed> {
+        let unsent = |error| Failed { sent: false, error };
         let mut request = Request::builder().method(method).uri(path);
         if let Some(headers) = request.headers_mut() {
-            *headers = self.headers()?;
+            *headers = self.headers().map_err(unsent)?;
             if !body.is_empty() {
                 headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
             }
         }
         let request = request
             .body(Full::new(body))
-            .map_err(|error| self.broken(error))?;
-        let answer = sender
-            .send_request(request)
-            .await
-            .map_err(|error| self.broken(error))?;
+            .map_err(|error| unsent(self.broken(error)))?;
+        let answer = sender.try_send_request(request).await;
+        let answer = answer.map_err(|mut error| Failed {
+            sent: error.take_message().is_none(),
+            error: self.broken(error.into_error()),
+        })?;
         let (head, body) = answer.into_parts();
         let body = Limited::new(body, LONGEST_BODY).collect().await;
-        let body = body.map_err(|error| self.broken(error))?.to_bytes();
-        *self.shared.idle.lock().await = Some(sender);
+        let body = body.map_err(|error| Failed {
+            sent: true,
+            error: self.broken(error),
+        })?;
+        self.keep_idle(sender);
         Ok(Answer {
             status: head.status,
-            body,
+            body: body.to_bytes(),
         })
+    }
+
+    /// The kept connection; others open their own meanwhile.
+    fn take_idle(&self) -> Option<SendRequest<Full<Bytes>>> {
+        let idle = self.shared.idle.lock();
+        idle.unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    fn keep_idle(&self, sender: SendRequest<Full<Bytes>>) {
+        let idle = self.shared.idle.lock();
+        *idle.unwrap_or_else(PoisonError::into_inner) = Some(sender);
     }
 
     /// Opens a WebSocket at `path` with its query.
@@ -289,6 +329,13 @@ impl Http {
 
 fn is_resume_token(validation: &relay_wire::rest::Validation) -> bool {
     validation.field == "resume_token"
+}
+
+/// A request without an answer.
+struct Failed {
+    /// Whether the server may have seen it.
+    sent: bool,
+    error: Error,
 }
 
 /// An answer, body and all.
