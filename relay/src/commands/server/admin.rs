@@ -112,7 +112,7 @@ pub(super) enum WorkspaceCommand {
 pub(super) struct Output {
     /// How to print
     #[arg(
-        short,
+        short = 'o',
         long = "output",
         value_enum,
         default_value_t,
