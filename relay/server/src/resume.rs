@@ -70,7 +70,7 @@ mod tests {
             ResumeKey::new("other").verify(&token, user, agent, 1000),
             None
         );
-        let changed = format!("A{}", &token[1..]);
+        let changed = format!("B{}", &token[1..]);
         for bad in [changed.as_str(), "", "!", &token[..20], &"A".repeat(10_000)] {
             assert_eq!(key.verify(bad, user, agent, 1000), None, "{bad}");
         }

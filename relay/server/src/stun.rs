@@ -44,7 +44,7 @@ mod tests {
         for nonsense in [&b""[..], &[0; 20], &[0xff; 1400]] {
             client.send_to(nonsense, address).await.unwrap();
         }
-        let tx = relay_wire::disco::TxId([7; 12]);
+        let tx = [7; 12];
         client.send_to(&stun::request(tx), address).await.unwrap();
         let mut buffer = [0; 1500];
         let wait = tokio::time::timeout(Duration::from_secs(5), client.recv(&mut buffer));

@@ -67,7 +67,7 @@ async fn limits(request: Request, next: Next) -> Response {
 
 async fn build_info(State(state): State<Shared>) -> Json<BuildInfo> {
     Json(BuildInfo {
-        external_url: env!("CARGO_PKG_NAME").to_owned(),
+        external_url: state.access_url.to_string(),
         version: BUILD_VERSION.to_owned(),
         dashboard_url: state.access_url.to_string(),
         agent_api_version: version::NEWEST.to_owned(),
