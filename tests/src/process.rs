@@ -38,6 +38,8 @@ pub struct Process {
     name: String,
     child: Child,
     started: Instant,
+    /// The test itself ended it.
+    killed: bool,
     stdout: Lines,
     stderr: Lines,
 }
@@ -68,6 +70,7 @@ impl Process {
             stderr: Lines::follow(child.stderr.take().expect("stderr")),
             child,
             started,
+            killed: false,
         }
     }
 
@@ -159,6 +162,7 @@ impl Process {
 
     /// Kills it without a warning.
     pub fn kill(&mut self) {
+        self.killed = true;
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
@@ -189,6 +193,7 @@ impl Drop for Process {
     fn drop(&mut self) {
         let crashed =
             matches!(self.child.try_wait(), Ok(Some(status)) if status.signal().is_some());
+        let crashed = crashed && !self.killed;
         self.kill();
         if crashed || std::thread::panicking() {
             crate::say(self.output());
