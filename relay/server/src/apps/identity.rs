@@ -76,7 +76,7 @@ impl Identity {
             "path" | "subdomain" => {}
             _ => return Err(IdentityError::AccessMethod),
         }
-        if !self.app_prefix.is_empty() && !(subdomain && self.app_prefix.ends_with("---")) {
+        if !(self.app_prefix.is_empty() || subdomain && self.app_prefix.ends_with("---")) {
             return Err(IdentityError::Prefix);
         }
         match self.username_or_id.as_str() {
