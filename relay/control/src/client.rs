@@ -2,8 +2,11 @@
 //! whenever it breaks (coder_wire §3, §5, §6).
 
 use std::collections::HashMap;
+use std::future::poll_fn;
+use std::pin::pin;
 use std::time::Duration;
 
+use futures_util::Stream;
 use relay_tunnel::endpoint::{LocalNode, PeerNode};
 use relay_wire::derp_map::DerpMap;
 use relay_wire::proto::tailnet::{
@@ -192,7 +195,9 @@ impl Run {
             .server_stream(tailnet::STREAM_DERP_MAPS, &request)
             .await?;
         let mut told = None;
-        let mut refresh_at = Some(Instant::now());
+        // Asked beside everything else: no answer must hold up the start, or a peer's update.
+        let mut refresh = pin!(resume_tokens(mux));
+        let mut refreshing = true;
         let mut stop = self.stop.clone();
         loop {
             let ready_at = self.waiting.values().map(|(_, due)| *due).min();
@@ -220,7 +225,10 @@ impl Run {
                     None => return Ok(End::Lost("the server ended the relay map".to_owned())),
                 },
                 () = at(ready_at) => self.release_overdue().await?,
-                () = at(refresh_at) => refresh_at = self.refresh(mux).await,
+                token = poll_fn(|cx| refresh.as_mut().poll_next(cx)), if refreshing => match token {
+                    Some(token) => self.resume_token = Some(token),
+                    None => refreshing = false,
+                },
             }
         }
     }
@@ -291,37 +299,39 @@ impl Run {
         self.tell(Event::DerpMap(map)).await.map_err(Broken::from)
     }
 
-    /// Asks for the token that keeps this client's identity over a reconnect; says when next.
-    async fn refresh(&mut self, mux: &Mux) -> Option<Instant> {
+    async fn tell(&self, event: Event) -> Result<(), Closed> {
+        self.events.send(event).await.map_err(|_| Closed)
+    }
+}
+
+/// The tokens that keep this client's identity over a reconnect, each when it is due; it ends when
+/// the server has none to give.
+fn resume_tokens(mux: &Mux) -> impl Stream<Item = String> {
+    futures_util::stream::unfold(Duration::ZERO, async move |wait| {
+        tokio::time::sleep(wait).await;
         let request = RefreshResumeTokenRequest {};
-        let path = tailnet::REFRESH_RESUME_TOKEN;
-        let answer = mux
-            .unary::<RefreshResumeTokenResponse>(path, &request)
-            .await;
-        match answer {
-            Ok(answer) => {
+        let answer =
+            mux.unary::<RefreshResumeTokenResponse>(tailnet::REFRESH_RESUME_TOKEN, &request);
+        match answer.await {
+            Ok(answer) if !answer.token.is_empty() => {
                 let wait = answer
                     .refresh_in
                     .map(|wait| wait.to_std())
                     .unwrap_or_default();
-                self.resume_token = Some(answer.token).filter(|token| !token.is_empty());
                 let wait = if wait.is_zero() {
                     Duration::from_secs(30 * 60)
                 } else {
                     wait
                 };
-                Some(Instant::now() + wait)
+                Some((answer.token, wait))
             }
+            Ok(_) => None,
             Err(error) => {
                 tracing::debug!(%error, "no resume token");
                 None
             }
         }
-    }
-
-    async fn tell(&self, event: Event) -> Result<(), Closed> {
-        self.events.send(event).await.map_err(|_| Closed)
-    }
+    })
 }
 
 /// Nobody listens any more.
@@ -365,11 +375,10 @@ fn is_resume_refusal(error: &Error) -> bool {
 
 /// On the first dial these are final; later everything is tried again.
 fn is_fatal(error: &Error, ever: bool) -> bool {
-    match error {
+    let refused = match error {
         Error::Unauthorized { .. } => true,
-        Error::Status { status, .. } => {
-            !ever && matches!(status, 400 | 401 | 403 | 404 | 409 | 500)
-        }
+        Error::Status { status, .. } => matches!(status, 400 | 401 | 403 | 404 | 409 | 500),
         _ => false,
-    }
+    };
+    refused && !ever
 }

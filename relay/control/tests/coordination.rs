@@ -65,6 +65,10 @@ async fn control_plane(manner: Manner) -> (Url, mpsc::UnboundedReceiver<Seen>) {
 
 async fn session(stream: TcpStream, manner: Manner, seen: mpsc::UnboundedSender<Seen>) {
     let tell = seen.clone();
+    #[allow(
+        clippy::result_large_err,
+        reason = "the callback's type is the library's"
+    )]
     let callback = move |request: &Request, response: Response| {
         drop(tell.send(Seen::Opened(request.uri().to_string())));
         Ok(response)

@@ -19,7 +19,13 @@ impl Mux {
         request: &impl Message,
     ) -> Result<Answer, RpcError> {
         let mut receiver = self.server_stream(path, request).await?;
-        receiver.message().await?.ok_or(RpcError::Ended)
+        let answer = receiver.message().await?.ok_or(RpcError::Ended)?;
+        if let Some(sender) = &mut receiver.sender {
+            // The call is over for both sides; a stream that is just dropped would be reset.
+            sender.put(Kind::Close, &[]).await?;
+            sender.output.close();
+        }
+        Ok(answer)
     }
 
     /// One question, answers for as long as the call lives.
@@ -42,7 +48,7 @@ impl Mux {
         sender.encoder.put(Kind::CloseSend, &[], &mut bytes);
         sender.output.write(bytes.freeze()).await?;
         Ok(Receiver {
-            _sender: Some(sender),
+            sender: Some(sender),
             ..receiver
         })
     }
@@ -68,7 +74,7 @@ fn split(stream: Stream) -> (Sender, Receiver) {
         commands: output.commands.clone(),
         decoder: Decoder::new(),
         ended: false,
-        _sender: None,
+        sender: None,
     };
     (
         Sender {
@@ -134,7 +140,7 @@ pub struct Receiver {
     decoder: Decoder,
     ended: bool,
     /// Keeps a call without further messages open.
-    _sender: Option<Sender>,
+    sender: Option<Sender>,
 }
 
 impl Receiver {
