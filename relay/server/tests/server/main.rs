@@ -1,0 +1,11 @@
+//! A server in this process, and clients that speak to it over loopback.
+#![allow(
+    clippy::unwrap_used,
+    reason = "a test panics on what it does not expect"
+)]
+
+mod coordination;
+mod hostile;
+mod relay;
+mod rest;
+mod support;
