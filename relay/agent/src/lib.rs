@@ -44,6 +44,8 @@ pub struct Config {
     pub direct: bool,
     /// The TCP/IP stack.
     pub stack: StackChoice,
+    /// The largest packet inside the tunnel, bytes; larger ones are proven on the path first.
+    pub max_mtu: u16,
     /// How bytes are moved.
     pub engine: Engine,
 }
@@ -140,6 +142,7 @@ fn open(config: Config, identity: &Identity) -> Result<(Endpoint, EndpointEvents
         direct: config.direct && !identity.disable_direct,
         force_websockets: identity.force_websockets,
         stack: config.stack,
+        max_mtu: config.max_mtu,
         tls: config.access.tls,
         ..EndpointConfig::new(node, disco, addresses)
     };

@@ -55,6 +55,8 @@ pub struct Options {
     pub direct: bool,
     /// The TCP/IP stack inside the tunnel.
     pub stack: StackChoice,
+    /// The largest packet inside the tunnel, bytes; larger ones are proven on the path first.
+    pub max_mtu: u16,
 }
 
 /// Leads to the agent of the moment.
@@ -153,6 +155,7 @@ pub(crate) async fn open(
         autostart,
         direct,
         stack,
+        max_mtu,
     } = options;
     if !direct {
         report.tell(Event::RelaysOnly);
@@ -176,6 +179,7 @@ pub(crate) async fn open(
     config.direct = direct && !info.disable_direct_connections;
     config.force_websockets = info.derp_force_websockets;
     config.stack = stack;
+    config.max_mtu = max_mtu;
     config.tls = client.access().tls.clone();
     config.keepalive = true;
     let (endpoint, events) = relay_tunnel::endpoint::start(config, helper)?;

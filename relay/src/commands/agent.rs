@@ -8,7 +8,7 @@ use relay_agent::Config;
 use relay_control::rest::Access;
 use relay_engine::{Engine, limits};
 use relay_tunnel::dial::TlsOptions;
-use relay_tunnel::endpoint::StackChoice;
+use relay_tunnel::endpoint::{MAX_MTU, StackChoice};
 use relay_tunnel::stack::NetHelper;
 use url::Url;
 
@@ -42,6 +42,11 @@ pub(crate) struct Args {
     /// TCP/IP stack of the tunnel: auto, kernel or user
     #[arg(long, default_value = "auto", value_name = "STACK")]
     stack: StackChoice,
+    /// Largest packet inside the tunnel, in bytes: 1280 as towards Coder's own, or more where a path
+    /// is found to carry it
+    #[arg(long, default_value_t = MAX_MTU, value_name = "BYTES")]
+    #[arg(value_parser = clap::value_parser!(u16).range(1280..=i64::from(MAX_MTU)))]
+    max_mtu: u16,
     /// How bytes are moved between sockets: auto, copy, splice, io-uring or sockmap
     #[arg(long, default_value = "auto", value_name = "ENGINE")]
     engine: Engine,
@@ -68,6 +73,7 @@ pub(crate) fn run(args: Args, global: &Global) -> anyhow::Result<()> {
         helper,
         direct: !global.disable_direct_connections,
         stack: args.stack,
+        max_mtu: args.max_mtu,
         engine: args.engine,
     };
     let runtime = tokio::runtime::Builder::new_current_thread()

@@ -75,6 +75,7 @@ pub(crate) fn run(args: Args, global: &Global) -> Result<()> {
         autostart: false,
         direct,
         stack,
+        max_mtu: relay_tunnel::endpoint::MAX_MTU,
     };
     let mut pongs: Vec<Option<Pong>> = Vec::new();
     let result = block_on(async {

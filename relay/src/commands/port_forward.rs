@@ -7,7 +7,7 @@ use clap::builder::BoolishValueParser;
 use relay_engine::Engine;
 use relay_forward::Options;
 use relay_forward::event::Reporter;
-use relay_tunnel::endpoint::StackChoice;
+use relay_tunnel::endpoint::{MAX_MTU, StackChoice};
 use relay_tunnel::stack::NetHelper;
 use relay_wire::names::WorkspaceName;
 use relay_wire::spec::{Forward, SpecError, parse_specs, read_list};
@@ -63,6 +63,11 @@ pub(crate) struct Args {
     /// TCP/IP stack inside the tunnel: auto, kernel or user
     #[arg(long, default_value = "auto", value_name = "STACK")]
     stack: String,
+    /// Largest packet inside the tunnel, in bytes: 1280 as towards Coder's own, or more where a path
+    /// is found to carry it
+    #[arg(long, default_value_t = MAX_MTU, value_name = "BYTES")]
+    #[arg(value_parser = clap::value_parser!(u16).range(1280..=i64::from(MAX_MTU)))]
+    max_mtu: u16,
     /// How bytes are moved: auto, copy, splice, io-uring or sockmap
     #[arg(long, default_value = "auto", value_name = "ENGINE")]
     engine: Engine,
@@ -112,6 +117,7 @@ pub(crate) fn run(args: Args, global: &Global) -> Result<()> {
         autostart: !args.disable_autostart,
         direct: !global.disable_direct_connections,
         stack,
+        max_mtu: args.max_mtu,
     };
     block_on(async {
         let signal = interrupted()?;

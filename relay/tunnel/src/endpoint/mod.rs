@@ -27,6 +27,9 @@ use crate::stack::{NetHelper, Offloads};
 use crate::udp::{UdpOffloads, UdpSocket};
 use crate::{Error, datagram, stack};
 
+/// The largest inner MTU that is tried: four such packets fill one burst of UDP on loopback.
+pub const MAX_MTU: u16 = 16_344;
+
 /// Which TCP/IP stack turns packets into streams.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum StackChoice {
@@ -94,7 +97,7 @@ impl EndpointConfig {
             stack: StackChoice::Auto,
             offloads: Offloads::default(),
             tls: TlsOptions::default(),
-            max_mtu: 16_344,
+            max_mtu: MAX_MTU,
             keepalive: false,
             udp_port: None,
         }
