@@ -9,6 +9,7 @@ use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use rand::TryRngCore;
+use relay_wire::derp_map::DerpMap;
 use relay_wire::keys::NodePrivate;
 use relay_wire::stun::DEFAULT_PORT;
 use socket2::{SockRef, TcpKeepalive};
@@ -105,6 +106,11 @@ impl Server {
     /// The URL by which others reach the server.
     pub fn access_url(&self) -> &Url {
         &self.state.access_url
+    }
+
+    /// The relays that clients and agents are told to use.
+    pub fn derp_map(&self) -> &DerpMap {
+        &self.state.map
     }
 
     /// The database.

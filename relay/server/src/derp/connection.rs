@@ -20,7 +20,7 @@ use super::{Relay, shrink};
 /// Bytes read at once.
 const READ: usize = 64 << 10;
 /// Reads before other tasks get their turn.
-const TURN: usize = 16;
+const TURN: usize = 2;
 /// Time between two keepalives, plus up to a few seconds so that they spread.
 const KEEPALIVE: Duration = Duration::from_secs(60);
 /// "Not here" answers in a row, and one more each second.

@@ -125,22 +125,29 @@ async fn call(state: Shared, owner: Arc<Owner>, stream: Stream) {
         return;
     };
     let path = call.path.clone();
+    // Long arms are boxed: a call that only waits must not be as large as the largest one.
     let done = match (path.as_str(), &*owner) {
         (service::COORDINATE, Owner::Client(client)) => {
             let role = Role::Client {
                 agent: client.agent,
             };
-            tailnet::coordinate(state, client.peer, role, call).await
+            Box::pin(tailnet::coordinate(state, client.peer, role, call)).await
         }
         (service::COORDINATE, Owner::Agent(access)) => {
-            tailnet::coordinate(state, access.agent.id, Role::Agent, call).await
+            Box::pin(tailnet::coordinate(
+                state,
+                access.agent.id,
+                Role::Agent,
+                call,
+            ))
+            .await
         }
         (service::STREAM_DERP_MAPS, _) => tailnet::derp_maps(&state, call).await,
         (service::REFRESH_RESUME_TOKEN, Owner::Client(client)) => {
-            tailnet::resume_token(&state, *client, call).await
+            Box::pin(tailnet::resume_token(&state, *client, call)).await
         }
         (service::POST_TELEMETRY, _) => call.reply(&service::Empty::default()).await,
-        (_, Owner::Agent(access)) => agent::answer(&state, access, call).await,
+        (_, Owner::Agent(access)) => Box::pin(agent::answer(&state, access, call)).await,
         _ => call.refuse(UNIMPLEMENTED, "Unimplemented").await,
     };
     if let Err(error) = done {

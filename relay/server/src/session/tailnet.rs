@@ -133,7 +133,7 @@ fn update(id: Uuid, change: Change) -> PeerUpdate {
 /// anew, so the call stays open as long as its session.
 pub(super) async fn derp_maps(state: &Shared, mut call: Incoming) -> Result<(), RpcError> {
     let map = tailnet::DerpMap::from(&state.map);
-    within(call.sender.send(&map)).await?;
+    Box::pin(within(call.sender.send(&map))).await?;
     drop(map);
     std::future::pending::<()>().await;
     Ok(())

@@ -1,6 +1,7 @@
 //! The REST API, by our own client and by hand.
 
-use relay_control::rest::FirstUser;
+use relay_control::rest::{Access, Client, FirstUser};
+use relay_server::{Config, Server, StunAddress, TlsFiles};
 use relay_wire::rest::{AgentStatus, BuildStatus, CreateFirstUser, Transition};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -147,4 +148,92 @@ async fn sessions_survive_a_restart() {
     let plane = Plane::start().await.restart().await;
     let client = plane.client(&plane.session);
     assert_eq!(client.me().await.unwrap().username, "alice");
+}
+
+#[tokio::test]
+async fn a_watched_workspace_is_told_at_once_and_when_it_changes() {
+    let plane = Plane::start().await;
+    let id = plane.workspace.id;
+    let token = &plane.session;
+    let mut stream = TcpStream::connect(plane.address()).await.unwrap();
+    let head = format!("Host: relay\r\nCoder-Session-Token: {token}");
+    let request = format!("GET /api/v2/workspaces/{id}/watch HTTP/1.1\r\n{head}\r\n\r\n");
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut text = String::new();
+    let mut events = async |count: usize| {
+        let mut buffer = [0; 8192];
+        while text.matches("event: data\ndata: {").count() < count {
+            let length = soon(stream.read(&mut buffer)).await.unwrap();
+            assert!(length > 0, "{text}");
+            text.push_str(&String::from_utf8_lossy(&buffer[..length]));
+        }
+        text.clone()
+    };
+    let first = events(1).await;
+    assert!(first.contains("text/event-stream"), "{first}");
+    // As another process does it, on the same database.
+    let store = relay_server::Store::open(&plane.data.path().join("data")).await;
+    let store = store.unwrap();
+    let found = store.workspace(id).await.unwrap().unwrap();
+    store.rebuild_workspace(&found).await.unwrap();
+    assert!(events(2).await.contains(r#""build_number":2"#));
+}
+
+#[tokio::test]
+async fn tls_is_spoken_with_the_files_given() {
+    let data = tempfile::TempDir::new().unwrap();
+    let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+    let files = TlsFiles {
+        certificate: data.path().join("cert.pem"),
+        key: data.path().join("key.pem"),
+    };
+    std::fs::write(&files.certificate, made.cert.pem()).unwrap();
+    std::fs::write(&files.key, made.signing_key.serialize_pem()).unwrap();
+    let address = "127.0.0.1:0".parse().unwrap();
+    let config = Config {
+        stun: StunAddress::Off,
+        tls: Some(files.clone()),
+        ..Config::new(address, data.path().join("data"))
+    };
+    let server = Server::start(config.clone()).await.unwrap();
+    assert_eq!(server.access_url().scheme(), "https");
+    let mut access = Access::default();
+    access.tls.ca_file = Some(files.certificate.clone());
+    let url = format!("https://localhost:{}", server.local_addr().port());
+    let client = Client::new(&url.parse().unwrap(), access);
+    let info = soon(client.buildinfo()).await.unwrap();
+    assert!(info.version.starts_with('v'));
+    assert_eq!(client.first_user().await.unwrap(), FirstUser::Missing);
+    // Plain HTTP at a TLS port ends, and nothing else does.
+    let mut plain = TcpStream::connect(server.local_addr()).await.unwrap();
+    plain.write_all(b"GET / HTTP/1.1\r\n\r\n").await.unwrap();
+    let _ = soon(plain.read_to_end(&mut Vec::new())).await;
+    assert!(client.buildinfo().await.is_ok());
+    server.shutdown().await;
+    std::fs::write(&files.key, "nonsense").unwrap();
+    let error = Server::start(config).await.err().unwrap().to_string();
+    assert!(error.contains("key.pem"), "{error}");
+}
+
+#[tokio::test]
+async fn a_busy_address_is_named_and_a_busy_stun_port_only_left_out() {
+    let plane = Plane::start().await;
+    let data = tempfile::TempDir::new().unwrap();
+    let busy = Config::new(plane.address(), data.path().join("data"));
+    let error = Server::start(busy).await.err().unwrap().to_string();
+    assert!(error.contains(&plane.address().to_string()), "{error}");
+    let socket = tokio::net::UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    for (address, regions) in [
+        (socket.local_addr().unwrap(), 1),
+        ("127.0.0.1:0".parse().unwrap(), 2),
+    ] {
+        let config = Config {
+            stun: StunAddress::At(address),
+            ..Config::new("127.0.0.1:0".parse().unwrap(), data.path().join("data"))
+        };
+        let server = Server::start(config).await.unwrap();
+        let map = server.derp_map();
+        assert_eq!(map.regions.len(), regions);
+        server.shutdown().await;
+    }
 }
