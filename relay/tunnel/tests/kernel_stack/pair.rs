@@ -58,7 +58,7 @@ impl Side {
                 most: Arc::default(),
             }),
             Err(error) => {
-                println!("skip: {error}");
+                crate::skip(error);
                 None
             }
         }

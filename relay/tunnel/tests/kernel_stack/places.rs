@@ -11,6 +11,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::timeout;
 
 use crate::pair::*;
+use crate::skip;
 
 #[tokio::test]
 async fn what_is_missing_is_said_in_one_line() {
@@ -24,7 +25,7 @@ async fn what_is_missing_is_said_in_one_line() {
         let error = start(helper, &[CLIENT], StackOptions::default()).unwrap_err();
         let line = error.to_string();
         if !line.contains(expected) {
-            println!("skip: {line}");
+            skip(&line);
         }
         assert!(
             line.starts_with("no kernel stack: ") && !line.contains('\n'),
@@ -43,7 +44,7 @@ async fn kernels_without_some_offloads_do_with_less() {
         let started = start(helper, &[CLIENT], StackOptions::default());
         let (tun, _stack) = match started {
             Ok(started) => started,
-            Err(error) => return println!("skip: {error}"),
+            Err(error) => return skip(error),
         };
         let offloads = tun.offloads(Offloads::default());
         assert_eq!((offloads.tun_tcp, offloads.tun_udp), (tcp, udp));
@@ -53,7 +54,7 @@ async fn kernels_without_some_offloads_do_with_less() {
 /// Set where a test runs this program again, so that what is meant to run there runs only there.
 const INSIDE: &str = "RELAY_TEST_INSIDE";
 
-fn inside() -> bool {
+pub(crate) fn inside() -> bool {
     std::env::var_os(INSIDE).is_some()
 }
 
@@ -226,7 +227,7 @@ fn containers_work_or_say_what_they_lack() {
 /// Runs this program once more below another command.
 fn run_under(command: &str, arguments: &[&str]) -> Option<String> {
     if !nix::unistd::geteuid().is_root() {
-        println!("skip: only root may make namespaces for a test");
+        skip("only root may make namespaces for a test");
         return None;
     }
     let output = std::process::Command::new(command)
@@ -237,14 +238,14 @@ fn run_under(command: &str, arguments: &[&str]) -> Option<String> {
     let output = match output {
         Ok(output) => output,
         Err(error) => {
-            println!("skip: {command}: {error}");
+            skip(format_args!("{command}: {error}"));
             return None;
         }
     };
     let text = String::from_utf8_lossy(&output.stdout);
     let errors = String::from_utf8_lossy(&output.stderr);
-    if let Some(line) = text.lines().find(|line| line.contains("skip: ")) {
-        println!("{line}");
+    if let Some((_, reason)) = text.lines().find_map(|line| line.split_once("skip: ")) {
+        skip(reason);
         return None;
     }
     assert!(output.status.success(), "{text}{errors}");

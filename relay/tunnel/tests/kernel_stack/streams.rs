@@ -248,7 +248,7 @@ async fn a_stream_goes_on_soon_after_an_outage() {
     if std::path::Path::new("/proc/sys/net/ipv4/tcp_rto_max_ms").exists() {
         assert!(stall < Duration::from_millis(2500), "{stall:?}");
     } else {
-        println!("skip: this kernel has no tcp_rto_max_ms");
+        crate::skip("this kernel has no tcp_rto_max_ms");
     }
 }
 
