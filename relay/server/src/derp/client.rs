@@ -1,7 +1,7 @@
 //! A connected client as others see it: two bounded queues and who wrote to it.
 
 use std::collections::HashSet;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::task::Waker;
 
@@ -28,6 +28,7 @@ pub(super) struct Client {
     queues: Mutex<Queues>,
     sources: Mutex<HashSet<NodePublic>>,
     waker: AtomicWaker,
+    dropped: AtomicU64,
 }
 
 /// Frames ready to be written, in one piece.
@@ -67,6 +68,7 @@ impl Client {
             queues: Mutex::default(),
             sources: Mutex::default(),
             waker: AtomicWaker::new(),
+            dropped: AtomicU64::new(0),
         }
     }
 
@@ -86,6 +88,7 @@ impl Client {
             put_recv_packet(&mut queue.bytes, source, packet);
             queue.packets += 1;
         } else {
+            self.dropped.fetch_add(1, Ordering::Relaxed);
             tracing::trace!(client = ?self.key, "a relayed packet was dropped");
         }
     }
@@ -110,6 +113,11 @@ impl Client {
         let mut queues = self.queues();
         shrink(&mut queues.urgent.bytes);
         shrink(&mut queues.bulk.bytes);
+    }
+
+    /// Packets that found no room.
+    pub(super) fn dropped(&self) -> u64 {
+        self.dropped.load(Ordering::Relaxed)
     }
 
     /// Remembers who sent to this client.

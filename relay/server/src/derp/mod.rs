@@ -115,7 +115,8 @@ impl Relay {
         tracing::debug!(client = ?key, "relay client connected");
         let connection = Connection::new(io, decoder, Arc::clone(&client), Arc::clone(&self));
         let reason = connection.await;
-        tracing::debug!(client = ?key, %reason, "relay client gone");
+        let dropped = client.dropped();
+        tracing::debug!(client = ?key, %reason, dropped, "relay client gone");
     }
 
     /// Swaps introductions; gives the client's key and what it sent already.
