@@ -6,7 +6,7 @@
 //! * [`process`]: programs in a host, their output line by line, their memory;
 //! * [`apps`]: what a workspace serves, and the clients that check every byte;
 //! * [`cluster`]: server, agent and forward put together;
-//! * [`needs`]: what a test needs of the machine, and how it is skipped.
+//! * [`mod@needs`]: what a test needs of the machine, and how it is skipped.
 
 pub mod apps;
 pub mod cluster;

@@ -32,7 +32,7 @@ pub(crate) struct Args {
     /// Seconds that each figure runs in a round
     #[arg(long, default_value_t = 2.0)]
     seconds: f64,
-    /// Put the two ends on an emulated path, RTT[,LOSS[,RATE]], for example 40ms,0.5%,300mbit
+    /// Put the two ends on an emulated path of RTT, loss and rate, for example 40ms,0.5%,300mbit
     #[arg(long, value_name = "PATH")]
     link: Option<Link>,
     /// Also write all numbers as JSON to this file
