@@ -2,7 +2,7 @@
 //! machine.
 //!
 //! A [`Route`] is a way from a local port to the same small app ([`load::App`]). The
-//! [`runner::Runner`] puts each route up, drives every [`Figure`] through it in rounds, and gives a
+//! [`runner::run`] puts each route up, drives every [`Figure`] through it in rounds, and gives a
 //! [`Report`]; [`report`] prints that as a table, JSON, or one HTML page. What is measured are real
 //! processes: the program under test is started by its command line, as a user would.
 
