@@ -56,6 +56,10 @@ impl Server {
     pub async fn start(config: Config) -> Result<Self> {
         let tls = config.tls.as_ref().map(tls::acceptor).transpose()?;
         let store = Store::open(&config.data_dir).await?;
+        let deployment_id = setting_id(&store).await?;
+        let relay = Arc::new(Relay::new(relay_key(&store).await?));
+        let resume = ResumeKey::new(&setting_secret(&store, "resume_secret").await?);
+        // After the database, so that whoever sees the port open may use the database too.
         let listener = listen(config.http_address)?;
         let local = listener.local_addr().map_err(|source| Error::Listen {
             address: config.http_address,
@@ -66,14 +70,14 @@ impl Server {
         let (stop, stopping) = watch::channel(false);
         let (alive, ended) = mpsc::channel(1);
         let state = State {
-            deployment_id: setting_id(&store).await?,
+            deployment_id,
             map: map::derp_map(&access_url, stun.as_ref().map(|(_, address)| *address)),
             access_url,
             block_direct: config.block_direct,
             force_websockets: config.force_websockets,
             hub: Hub::default(),
-            relay: Arc::new(Relay::new(relay_key(&store).await?)),
-            resume: ResumeKey::new(&setting_secret(&store, "resume_secret").await?),
+            relay,
+            resume,
             presence: Presence::default(),
             clients: Presence::default(),
             stopping,

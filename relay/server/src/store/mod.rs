@@ -27,6 +27,9 @@ use crate::error::{Error, Result};
 /// Name of the setting that changes whenever an administrator changed something.
 const REVISION: &str = "revision";
 
+/// How long one process waits for another one's changes.
+const BUSY: Duration = Duration::from_secs(10);
+
 /// Handle of the database; clones share one pool.
 #[derive(Clone, Debug)]
 pub struct Store {
@@ -45,7 +48,7 @@ impl Store {
             .create_if_missing(true)
             .journal_mode(SqliteJournalMode::Wal)
             .synchronous(SqliteSynchronous::Normal)
-            .busy_timeout(Duration::from_secs(10))
+            .busy_timeout(BUSY)
             .foreign_keys(true);
         Self::with(options, 3).await
     }
@@ -59,6 +62,20 @@ impl Store {
     }
 
     async fn with(options: SqliteConnectOptions, connections: u32) -> Result<Self> {
+        let start = std::time::Instant::now();
+        loop {
+            // The server and a command may make the same database at the same time, and SQLite does
+            // not wait in all of its steps.
+            match Self::try_with(options.clone(), connections).await {
+                Err(error) if is_busy(&error) && start.elapsed() < BUSY => {
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                }
+                done => return done,
+            }
+        }
+    }
+
+    async fn try_with(options: SqliteConnectOptions, connections: u32) -> Result<Self> {
         let pool = SqlitePoolOptions::new()
             .max_connections(connections)
             .min_connections(1)
@@ -69,6 +86,12 @@ impl Store {
             .await?;
         migrator().run(&pool).await?;
         Ok(Self { pool })
+    }
+
+    /// Starts a transaction that writes. It takes its lock at once: one that first reads and then
+    /// finds another writer could only fail.
+    async fn begin(&self) -> Result<sqlx::Transaction<'static, sqlx::Sqlite>> {
+        Ok(self.pool.begin_with("BEGIN IMMEDIATE").await?)
     }
 
     /// Closes the database; other handles fail from now on.
@@ -176,6 +199,20 @@ fn uuid(row: &SqliteRow, column: &str) -> Result<Uuid> {
     Uuid::parse_str(&text).map_err(|_| Error::Corrupt { what: "id" })
 }
 
+fn is_busy(error: &Error) -> bool {
+    let error = match error {
+        Error::Database(error) => error,
+        Error::Migrate(sqlx::migrate::MigrateError::Execute(error)) => error,
+        Error::Migrate(sqlx::migrate::MigrateError::ExecuteMigration(error, _)) => error,
+        _ => return false,
+    };
+    let code = error.as_database_error().and_then(|error| error.code());
+    // The low byte is the kind: 5 is busy, 6 is locked. Two that make the same table at the same
+    // time get a plain error (1), and find it made when they try again.
+    let kind = code.and_then(|code| code.parse::<u32>().ok());
+    kind.is_some_and(|kind| matches!(kind & 0xff, 1 | 5 | 6))
+}
+
 fn is_unique_violation(error: &sqlx::Error) -> bool {
     error
         .as_database_error()
@@ -219,6 +256,26 @@ mod tests {
         let store = Store::in_memory().await.unwrap();
         assert_eq!(store.setting_or("a", || "1".into()).await.unwrap(), "1");
         assert_eq!(store.setting_or("a", || "2".into()).await.unwrap(), "1");
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn many_may_make_the_database_and_write_at_once() {
+        let dir = std::env::temp_dir().join(format!("relay-store-{}", Uuid::new_v4()));
+        let tasks: Vec<_> = (0..8)
+            .map(|number| {
+                let dir = dir.clone();
+                tokio::spawn(async move {
+                    let store = Store::open(&dir).await?;
+                    store.setting_or("a", || number.to_string()).await?;
+                    let (name, email) = (format!("u{number}"), format!("u{number}@b.test"));
+                    store.create_user(&name, &email, "password", false).await
+                })
+            })
+            .collect();
+        for task in tasks {
+            task.await.unwrap().unwrap();
+        }
+        std::fs::remove_dir_all(&dir).unwrap();
     }
 
     #[tokio::test]

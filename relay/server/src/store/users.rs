@@ -92,7 +92,7 @@ impl Store {
             is_admin,
             created_at: now(),
         };
-        let mut transaction = self.pool.begin().await?;
+        let mut transaction = self.begin().await?;
         let condition = if only_first {
             "NOT EXISTS (SELECT 1 FROM users)"
         } else {

@@ -157,7 +157,7 @@ impl Store {
         check_agent_names(agents)?;
         let id = Uuid::new_v4();
         let created = now().timestamp_micros();
-        let mut transaction = self.pool.begin().await?;
+        let mut transaction = self.begin().await?;
         let done = sqlx::query(
             "INSERT INTO workspaces (id, owner_id, name, created_at, last_used_at) \
              VALUES ($1, $2, $3, $4, $4)",
@@ -193,7 +193,7 @@ impl Store {
             .iter()
             .map(|agent| agent.name.clone())
             .collect();
-        let mut transaction = self.pool.begin().await?;
+        let mut transaction = self.begin().await?;
         sqlx::query("DELETE FROM agents WHERE workspace_id = $1")
             .bind(id.to_string())
             .execute(&mut *transaction)
@@ -207,7 +207,7 @@ impl Store {
 
     /// Starts or stops a workspace; its agents keep their tokens.
     pub(crate) async fn create_build(&self, id: Uuid, transition: Transition) -> Result<Build> {
-        let mut transaction = self.pool.begin().await?;
+        let mut transaction = self.begin().await?;
         let build = insert_build(&mut transaction, id, transition).await?;
         Self::bump(&mut transaction).await?;
         transaction.commit().await?;
@@ -216,7 +216,7 @@ impl Store {
 
     /// Deletes a workspace with its builds and agents.
     pub async fn delete_workspace(&self, id: Uuid) -> Result<()> {
-        let mut transaction = self.pool.begin().await?;
+        let mut transaction = self.begin().await?;
         for statement in [
             "DELETE FROM agents WHERE workspace_id = $1",
             "DELETE FROM builds WHERE workspace_id = $1",
