@@ -1,6 +1,6 @@
 //! The relay map that peers get, and the URL by which they reach this server.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 
 use relay_wire::derp_map::{DerpMap, Node, Region};
 use url::Url;
@@ -12,14 +12,22 @@ const EMBEDDED: u16 = 999;
 /// The STUN server's region.
 const STUN: u16 = 1000;
 
+/// Where peers find the STUN server.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Stun {
+    /// Its address, where that is not the access URL's host.
+    pub(crate) host: Option<IpAddr>,
+    /// Its port.
+    pub(crate) port: u16,
+}
+
 /// Checks a configured URL, or makes one from the address the server listens on.
 pub(crate) fn access_url(configured: Option<&Url>, local: SocketAddr, tls: bool) -> Result<Url> {
     let url = match configured {
         Some(url) => url.clone(),
         None => {
             let ip = match local.ip() {
-                IpAddr::V4(ip) if ip.is_unspecified() => IpAddr::V4(Ipv4Addr::LOCALHOST),
-                IpAddr::V6(ip) if ip.is_unspecified() => IpAddr::V6(Ipv6Addr::LOCALHOST),
+                ip if ip.is_unspecified() => own_address(ip.is_ipv6()),
                 ip => ip,
             };
             let scheme = if tls { "https" } else { "http" };
@@ -36,8 +44,30 @@ pub(crate) fn access_url(configured: Option<&Url>, local: SocketAddr, tls: bool)
     }
 }
 
+/// The address by which this machine is seen from its default route. Nothing is sent.
+fn own_address(v6: bool) -> IpAddr {
+    // Addresses that documentation may use (RFC 5737, RFC 3849): they lead to the default route.
+    let (any, far, loopback) = match v6 {
+        false => ("0.0.0.0:0", "192.0.2.1:9", IpAddr::V4(Ipv4Addr::LOCALHOST)),
+        true => ("[::]:0", "[2001:db8::1]:9", IpAddr::V6(Ipv6Addr::LOCALHOST)),
+    };
+    let found = UdpSocket::bind(any).and_then(|socket| {
+        socket.connect(far)?;
+        socket.local_addr()
+    });
+    match found.map(|address| address.ip()) {
+        Ok(ip) if !ip.is_unspecified() => ip,
+        // A wildcard IPv6 socket takes IPv4 as well.
+        _ if v6 => match own_address(false) {
+            ip if ip.is_loopback() => loopback,
+            ip => ip,
+        },
+        _ => loopback,
+    }
+}
+
 /// The map: this server's relay, and its STUN server where there is one.
-pub(crate) fn derp_map(access: &Url, stun: Option<SocketAddr>) -> DerpMap {
+pub(crate) fn derp_map(access: &Url, stun: Option<Stun>) -> DerpMap {
     let host = access.host_str().unwrap_or_default();
     let host = host.trim_matches(['[', ']']).to_owned();
     let relay = Node {
@@ -61,8 +91,9 @@ pub(crate) fn derp_map(access: &Url, stun: Option<SocketAddr>) -> DerpMap {
             nodes: vec![relay],
         },
     );
-    if let Some(address) = stun {
-        map.regions.insert(STUN, stun_region(host, address.port()));
+    if let Some(stun) = stun {
+        let host = stun.host.map_or(host, |ip| ip.to_string());
+        map.regions.insert(STUN, stun_region(host, stun.port));
     }
     map
 }
@@ -97,8 +128,9 @@ mod tests {
                 .to_string()
         };
         assert_eq!(url("10.0.0.1:3000", false), "http://10.0.0.1:3000/");
-        assert_eq!(url("0.0.0.0:80", false), "http://127.0.0.1/");
-        assert_eq!(url("[::]:443", true), "https://[::1]/");
+        assert_eq!(url("[::1]:443", true), "https://[::1]/");
+        assert!(!url("0.0.0.0:80", false).contains("0.0.0.0"));
+        assert!(!url("[::]:80", false).contains("[::]"));
         let ftp = Url::parse("ftp://x").unwrap();
         let error = access_url(Some(&ftp), "10.0.0.1:1".parse().unwrap(), false).unwrap_err();
         assert!(error.to_string().contains("ftp://x"), "{error}");
@@ -107,15 +139,19 @@ mod tests {
     #[test]
     fn the_map_names_the_relay_and_the_stun_server() {
         let url = Url::parse("http://[::1]:3000").unwrap();
-        let map = derp_map(&url, Some("[::1]:3478".parse().unwrap()));
+        let stun = |host| Some(Stun { host, port: 3478 });
+        let map = derp_map(&url, stun(None));
         let relay = &map.regions[&999].nodes[0];
         assert_eq!(relay.stun(), None);
         assert_eq!(
             relay.relay_url().unwrap().as_str(),
             "http://[::1]:3000/derp"
         );
-        let stun = &map.regions[&1000].nodes[0];
-        assert_eq!((stun.stun(), stun.relay_url()), (Some(3478), None));
+        let node = &map.regions[&1000].nodes[0];
+        assert_eq!((node.stun(), node.relay_url()), (Some(3478), None));
+        assert_eq!(node.host_name, "::1");
+        let elsewhere = derp_map(&url, stun(Some(Ipv4Addr::LOCALHOST.into())));
+        assert_eq!(elsewhere.regions[&1000].nodes[0].host_name, "127.0.0.1");
         assert_eq!(derp_map(&url, None).regions.len(), 1);
     }
 }

@@ -71,7 +71,7 @@ impl Server {
         let (alive, ended) = mpsc::channel(1);
         let state = State {
             deployment_id,
-            map: map::derp_map(&access_url, stun.as_ref().map(|(_, address)| *address)),
+            map: map::derp_map(&access_url, stun.as_ref().map(|(_, place)| *place)),
             access_url,
             block_direct: config.block_direct,
             force_websockets: config.force_websockets,
@@ -160,8 +160,8 @@ fn listen(address: SocketAddr) -> Result<TcpListener> {
     open().map_err(|source| Error::Listen { address, source })
 }
 
-/// Opens the STUN socket, with the address that peers are told; a busy port is only warned about.
-async fn open_stun(wanted: StunAddress, http: SocketAddr) -> Option<(UdpSocket, SocketAddr)> {
+/// Opens the STUN socket, with the place that peers are told; a busy port is only warned about.
+async fn open_stun(wanted: StunAddress, http: SocketAddr) -> Option<(UdpSocket, map::Stun)> {
     let address = match wanted {
         StunAddress::Off => return None,
         StunAddress::Default => SocketAddr::new(http.ip(), DEFAULT_PORT),
@@ -169,7 +169,14 @@ async fn open_stun(wanted: StunAddress, http: SocketAddr) -> Option<(UdpSocket, 
     };
     let opened = UdpSocket::bind(address).await;
     match opened.and_then(|socket| Ok((socket.local_addr()?, socket))) {
-        Ok((address, socket)) => Some((socket, address)),
+        Ok((bound, socket)) => {
+            let told = wanted != StunAddress::Default && !bound.ip().is_unspecified();
+            let place = map::Stun {
+                host: told.then_some(bound.ip()),
+                port: bound.port(),
+            };
+            Some((socket, place))
+        }
         Err(error) => {
             tracing::warn!(
                 "STUN is off: cannot use UDP {address}: {error}; choose another address with --stun-address"

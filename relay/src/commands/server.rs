@@ -92,9 +92,11 @@ pub(crate) fn run(args: Args, _global: &Global) -> anyhow::Result<()> {
 
 async fn serve(config: Config) -> anyhow::Result<()> {
     let data_dir = config.data_dir.clone();
-    // Before anything else, so that a signal during the start is not missed.
-    let interrupted = interrupted();
-    let server = Server::start(config).await?;
+    let mut interrupted = std::pin::pin!(interrupted());
+    let server = tokio::select! {
+        server = Server::start(config) => server?,
+        () = &mut interrupted => return Ok(()),
+    };
     let url = server
         .access_url()
         .as_str()

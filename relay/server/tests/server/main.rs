@@ -6,6 +6,7 @@
 
 mod coordination;
 mod hostile;
+mod recorded;
 mod relay;
 mod rest;
 mod support;
