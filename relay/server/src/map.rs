@@ -44,25 +44,23 @@ pub(crate) fn access_url(configured: Option<&Url>, local: SocketAddr, tls: bool)
     }
 }
 
-/// The address by which this machine is seen from its default route. Nothing is sent.
+/// The address by which this machine is seen from its default route; nothing is sent. A wildcard
+/// IPv6 socket takes IPv4 as well, and more peers have that.
 fn own_address(v6: bool) -> IpAddr {
-    // Addresses that documentation may use (RFC 5737, RFC 3849): they lead to the default route.
-    let (any, far, loopback) = match v6 {
-        false => ("0.0.0.0:0", "192.0.2.1:9", IpAddr::V4(Ipv4Addr::LOCALHOST)),
-        true => ("[::]:0", "[2001:db8::1]:9", IpAddr::V6(Ipv6Addr::LOCALHOST)),
+    // Addresses for documentation (RFC 5737, RFC 3849): they lead to the default route.
+    let four = ("0.0.0.0:0", "192.0.2.1:9");
+    let six = ("[::]:0", "[2001:db8::1]:9");
+    let own = |(any, far): (&str, &str)| {
+        let socket = UdpSocket::bind(any).ok()?;
+        socket.connect(far).ok()?;
+        let ip = socket.local_addr().ok()?.ip();
+        (!ip.is_unspecified()).then_some(ip)
     };
-    let found = UdpSocket::bind(any).and_then(|socket| {
-        socket.connect(far)?;
-        socket.local_addr()
-    });
-    match found.map(|address| address.ip()) {
-        Ok(ip) if !ip.is_unspecified() => ip,
-        // A wildcard IPv6 socket takes IPv4 as well.
-        _ if v6 => match own_address(false) {
-            ip if ip.is_loopback() => loopback,
-            ip => ip,
-        },
-        _ => loopback,
+    match v6 {
+        false => own(four).unwrap_or(Ipv4Addr::LOCALHOST.into()),
+        true => own(four)
+            .or_else(|| own(six))
+            .unwrap_or(Ipv6Addr::LOCALHOST.into()),
     }
 }
 
