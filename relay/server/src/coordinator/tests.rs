@@ -250,3 +250,53 @@ fn what_is_not_allowed_ends_the_stream_with_its_reason() {
         assert!(heard[2].ends_with("Lost"), "{heard:?}");
     }
 }
+
+#[test]
+fn whatever_peers_do_nobody_is_told_what_makes_no_sense() {
+    use rand::rngs::StdRng;
+    use rand::{Rng, SeedableRng};
+
+    let mut rng = StdRng::seed_from_u64(3);
+    let mut core = Coordinator::default();
+    let agents = [AGENT, Uuid::from_u128(0xb)];
+    let clients = [1, 2, 3, 4].map(Uuid::from_u128);
+    let mut seats: Vec<(SeatId, Uuid)> = Vec::new();
+    let mut ended = HashSet::new();
+    let mut known: HashMap<SeatId, HashSet<Uuid>> = HashMap::new();
+    for _ in 0..50_000 {
+        let agent = agents[rng.random_range(0..2)];
+        let client = clients[rng.random_range(0..4)];
+        let seat = seats.get(rng.random_range(0..seats.len().max(1))).copied();
+        match (rng.random_range(0..12), seat) {
+            (0, _) => seats.push((core.join(agent, Role::Agent), agent)),
+            (1, _) => seats.push((core.join(client, Role::Client { agent }), client)),
+            (2, Some((seat, _))) => core.leave(seat),
+            (3, Some((seat, _))) => core.handle(seat, bye()),
+            (4..=6, Some((seat, id))) => core.handle(seat, node(id, rng.random_range(1..4))),
+            (7 | 8, Some((seat, _))) => core.handle(seat, add(agent)),
+            (9, Some((seat, _))) => core.handle(seat, remove(agent)),
+            (_, Some((seat, _))) => core.handle(seat, ready(&[client, agent])),
+            _ => {}
+        }
+        while let Some((seat, output)) = core.poll_output() {
+            assert!(!ended.contains(&seat), "told after the end: {output:?}");
+            let known = known.entry(seat).or_default();
+            match output {
+                Output::Update(id, Change::Node(_)) => drop(known.insert(id)),
+                Output::Update(id, Change::Lost | Change::Disconnected(_)) => {
+                    assert!(known.remove(&id), "took back what was never said");
+                }
+                Output::End => drop(ended.insert(seat)),
+                Output::Update(_, Change::Ready) | Output::Error(_) => {}
+            }
+        }
+        seats.retain(|(seat, _)| !ended.contains(seat) || seat % 5 == 0);
+        if seats.len() > 40 {
+            seats.drain(..20);
+        }
+    }
+    let pairs =
+        |sets: &HashMap<Uuid, HashSet<Uuid>>| -> usize { sets.values().map(HashSet::len).sum() };
+    assert_eq!(pairs(&core.opened), pairs(&core.accepted));
+    assert!(core.peers.len() <= 6 && core.seats.len() == core.peers.len());
+}
