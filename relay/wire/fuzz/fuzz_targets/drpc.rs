@@ -1,0 +1,7 @@
+//! See [`relay_wire_fuzz::drpc`].
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|input: &[u8]| {
+    let (cuts, bytes) = relay_wire_fuzz::with_cuts(input);
+    relay_wire_fuzz::drpc(cuts, bytes);
+});

@@ -1,0 +1,172 @@
+//! Properties of every parser, over arbitrary bytes and over bytes that are nearly right.
+
+#[path = "../fuzz/src/lib.rs"]
+#[allow(unreachable_pub)]
+mod bodies;
+
+use proptest::collection::vec;
+use proptest::prelude::*;
+
+fn bytes() -> impl Strategy<Value = Vec<u8>> {
+    vec(any::<u8>(), 0..300)
+}
+
+fn cuts() -> impl Strategy<Value = Vec<u8>> {
+    vec(prop_oneof![Just(0u8), 0u8..20, any::<u8>()], 1..5)
+}
+
+/// Frames of DERP with bodies of about the right length.
+fn derp_stream() -> impl Strategy<Value = Vec<u8>> {
+    vec((0u8..0x18, vec(any::<u8>(), 0..90)), 0..8).prop_map(|frames| {
+        let mut stream = Vec::new();
+        for (kind, body) in frames {
+            stream.push(kind);
+            stream.extend_from_slice(&(body.len() as u32).to_be_bytes());
+            stream.extend_from_slice(&body);
+        }
+        stream
+    })
+}
+
+/// Frames of yamux on few streams, so that they meet.
+fn yamux_stream() -> impl Strategy<Value = Vec<u8>> {
+    let frame = (0u8..4, 0u16..16, 0u32..4, vec(any::<u8>(), 0..40));
+    vec(frame, 0..12).prop_map(|frames| {
+        let mut stream = Vec::new();
+        for (kind, flags, id, body) in frames {
+            stream.extend_from_slice(&[0, kind]);
+            stream.extend_from_slice(&flags.to_be_bytes());
+            stream.extend_from_slice(&id.to_be_bytes());
+            stream.extend_from_slice(&(body.len() as u32).to_be_bytes());
+            if kind == 0 {
+                stream.extend_from_slice(&body);
+            }
+        }
+        stream
+    })
+}
+
+/// Frames of dRPC whose numbers mostly grow.
+fn drpc_stream() -> impl Strategy<Value = Vec<u8>> {
+    let frame = (any::<u8>(), 0u64..2, vec(any::<u8>(), 0..40));
+    vec(frame, 0..8).prop_map(|frames| {
+        let (mut stream, mut message) = (Vec::new(), 1);
+        for (control, step, body) in frames {
+            message += step;
+            stream.push(control & 0x8f);
+            relay_wire::drpc::put_varint(&mut stream, 1);
+            relay_wire::drpc::put_varint(&mut stream, message);
+            relay_wire::drpc::put_varint(&mut stream, body.len() as u64);
+            stream.extend_from_slice(&body);
+        }
+        stream
+    })
+}
+
+fn stun_packet() -> impl Strategy<Value = Vec<u8>> {
+    (any::<bool>(), bytes()).prop_map(|(response, mut body)| {
+        body.truncate(body.len() & !3);
+        let mut packet = vec![u8::from(response), 1];
+        packet.extend_from_slice(&(body.len() as u16).to_be_bytes());
+        packet.extend_from_slice(&[0x21, 0x12, 0xa4, 0x42]);
+        packet.extend_from_slice(&[7; 12]);
+        packet.extend_from_slice(&body);
+        packet
+    })
+}
+
+fn tsmp_packet() -> impl Strategy<Value = Vec<u8>> {
+    vec(any::<u8>(), 40..60).prop_map(|mut packet| {
+        let length = (packet.len() - 40) as u16;
+        packet[0] = 0x60;
+        packet[4..6].copy_from_slice(&length.to_be_bytes());
+        packet[6] = 99;
+        if let Some(kind) = packet.get_mut(40) {
+            *kind = if *kind & 1 == 0 { b'p' } else { b'o' };
+        }
+        packet
+    })
+}
+
+proptest! {
+    #[test]
+    fn disco_bears_any_bytes(bytes in bytes(), kind in 0u8..5, version in 0u8..3) {
+        bodies::disco(&bytes);
+        bodies::disco(&[&[kind, version], &bytes[..]].concat());
+        bodies::disco(&[&relay_wire::disco::MAGIC[..], &bytes].concat());
+    }
+
+    #[test]
+    fn derp_frames_do_not_depend_on_cuts(
+        cuts in cuts(),
+        bytes in prop_oneof![derp_stream(), bytes()],
+    ) {
+        bodies::derp_frames(&cuts, &bytes);
+    }
+
+    #[test]
+    fn stun_bears_any_bytes(bytes in prop_oneof![stun_packet(), bytes()]) {
+        bodies::stun(&bytes);
+    }
+
+    #[test]
+    fn a_stun_answer_names_the_address(tx in any::<[u8; 12]>(), address in any::<std::net::SocketAddr>()) {
+        bodies::stun_answer(tx, address);
+    }
+
+    #[test]
+    fn tsmp_bears_any_bytes(bytes in prop_oneof![tsmp_packet(), bytes()]) {
+        bodies::tsmp(&bytes);
+    }
+
+    #[test]
+    fn yamux_does_not_depend_on_cuts(
+        cuts in cuts(),
+        bytes in prop_oneof![yamux_stream(), bytes()],
+    ) {
+        bodies::yamux(&cuts, &bytes);
+    }
+
+    #[test]
+    fn drpc_does_not_depend_on_cuts(cuts in cuts(), bytes in prop_oneof![drpc_stream(), bytes()]) {
+        bodies::drpc(&cuts, &bytes);
+        let _ = bodies::with_cuts(&bytes);
+    }
+
+    #[test]
+    fn coordination_messages_bear_any_bytes(bytes in bytes()) {
+        bodies::proto_tailnet(&bytes);
+    }
+
+    #[test]
+    fn specifications_bear_any_text(text in "[0-9:,.\\[\\]\" -]{0,30}", wild in "\\PC{0,40}") {
+        bodies::specs(&text);
+        bodies::specs(&wild);
+    }
+
+    #[test]
+    fn specifications_read_the_same_when_spelled_out(
+        bind in prop::option::of(any::<std::net::Ipv4Addr>()), local in 1u16..65000, remote in 1u16..65000, more in 0u16..9,
+    ) {
+        let bind = bind.map(|ip| format!("{ip}:")).unwrap_or_default();
+        bodies::specs(&format!("{bind}{local}-{}:{remote}-{}", local + more, remote + more));
+    }
+
+    #[test]
+    fn names_bear_any_text(text in "[a-c./-]{0,16}", wild in "\\PC{0,40}") {
+        bodies::names(&text);
+        bodies::names(&wild);
+    }
+
+    #[test]
+    fn relay_maps_bear_any_json(
+        bytes in bytes(), id in any::<u16>(), stun in any::<i32>(), derp in any::<i32>(), host in "[a-z.:\\[\\]]{0,12}",
+    ) {
+        bodies::derp_map_json(&bytes);
+        let text = format!(
+            r#"{{"Regions": {{"{id}": {{"RegionID": {id}, "EmbeddedRelay": true, "Nodes": [{{
+                "HostName": "{host}", "STUNPort": {stun}, "DERPPort": {derp}}}]}}}}}}"#
+        );
+        bodies::derp_map_json(text.as_bytes());
+    }
+}
