@@ -1,9 +1,11 @@
 //! One TCP listener: each connection is dialled in the workspace and pumped.
 
+use std::io;
 use std::time::Duration;
 
 use relay_engine::Engine;
 use relay_engine::accept::Acceptor;
+use relay_tunnel::endpoint::EarlyData;
 use relay_wire::spec::{Listen, Proto};
 use socket2::{SockRef, TcpKeepalive};
 use tokio::net::TcpStream;
@@ -44,7 +46,11 @@ pub(crate) async fn serve<W: Way>(
 }
 
 async fn carry<W: Way>(local: TcpStream, remote: u16, way: W, engine: Engine, report: Reporter) {
-    match way.connect(remote).await {
+    let first = match way.early_data() {
+        Some(early) => first_bytes(&local, early).await,
+        None => Vec::new(),
+    };
+    match connect(&way, remote, &local, first).await {
         Ok(far) => {
             // Streams to a machine that vanished end some day, idle ones too.
             if let Err(error) = SockRef::from(&far).set_tcp_keepalive(&keepalive()) {
@@ -61,6 +67,39 @@ async fn carry<W: Way>(local: TcpStream, remote: u16, way: W, engine: Engine, re
             relay_engine::abort(local);
         }
     }
+}
+
+/// What the app sends at once, left where it is.
+async fn first_bytes(local: &TcpStream, early: EarlyData) -> Vec<u8> {
+    let mut first = vec![0; early.room];
+    let peeked = tokio::time::timeout(early.wait, local.peek(&mut first)).await;
+    // An app that sends nothing, or that has gone, is the pump's business.
+    first.truncate(peeked.map_or(0, |length| length.unwrap_or(0)));
+    first
+}
+
+/// Connects, and takes from the app what went with the request.
+async fn connect<W: Way>(
+    way: &W,
+    remote: u16,
+    local: &TcpStream,
+    mut first: Vec<u8>,
+) -> io::Result<TcpStream> {
+    let (far, taken) = way.connect(remote, &first).await?;
+    let mut left = &mut first[..taken];
+    while !left.is_empty() {
+        match local.try_read(left) {
+            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(length) => left = &mut left[length..],
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => local.readable().await?,
+            // The app has reset its connection meanwhile.
+            Err(error) => {
+                relay_engine::abort(far);
+                return Err(error);
+            }
+        }
+    }
+    Ok(far)
 }
 
 fn keepalive() -> TcpKeepalive {
@@ -85,6 +124,13 @@ mod tests {
     use crate::testing::Here;
 
     fn forwarded(remote: u16) -> (SocketAddr, Arc<Mutex<Vec<String>>>) {
+        forwarded_with(remote, None)
+    }
+
+    fn forwarded_with(
+        remote: u16,
+        early: Option<EarlyData>,
+    ) -> (SocketAddr, Arc<Mutex<Vec<String>>>) {
         let acceptor = Acceptor::new(relay_engine::listen("127.0.0.1:0".parse().unwrap()).unwrap());
         let local = acceptor.local_addr().unwrap();
         let lines = Arc::new(Mutex::new(Vec::new()));
@@ -104,7 +150,10 @@ mod tests {
         tokio::spawn(serve(
             acceptor,
             listen,
-            Here::default(),
+            Here {
+                early,
+                ..Here::default()
+            },
             Engine::Auto,
             report,
         ));
@@ -129,6 +178,40 @@ mod tests {
             (&question[..], &answer[..]),
             (&b"question"[..], &b"answer"[..])
         );
+    }
+
+    #[tokio::test]
+    async fn first_bytes_go_with_the_request_once_and_the_rest_follows() {
+        let app = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let early = EarlyData {
+            wait: Duration::from_secs(5),
+            room: 1000,
+        };
+        let (local, _) = forwarded_with(app.local_addr().unwrap().port(), Some(early));
+        let mut client = TcpStream::connect(local).await.unwrap();
+        let question: Vec<u8> = (0..5000u32).map(|n| n as u8).collect();
+        client.write_all(&question).await.unwrap();
+        client.shutdown().await.unwrap();
+        let (mut server, _) = app.accept().await.unwrap();
+        let mut got = Vec::new();
+        server.read_to_end(&mut got).await.unwrap();
+        assert_eq!(got, question);
+    }
+
+    #[tokio::test]
+    async fn a_server_that_speaks_first_is_reached_after_the_wait() {
+        let app = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let early = EarlyData {
+            wait: Duration::from_millis(5),
+            room: 1000,
+        };
+        let (local, _) = forwarded_with(app.local_addr().unwrap().port(), Some(early));
+        let mut client = TcpStream::connect(local).await.unwrap();
+        let (mut server, _) = app.accept().await.unwrap();
+        server.write_all(b"hello").await.unwrap();
+        let mut greeting = [0; 5];
+        client.read_exact(&mut greeting).await.unwrap();
+        assert_eq!(&greeting, b"hello");
     }
 
     #[tokio::test]

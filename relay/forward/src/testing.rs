@@ -6,6 +6,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytes::Bytes;
+use relay_tunnel::endpoint::EarlyData;
+use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpStream, UdpSocket};
 
 use crate::way::{Flow, Way};
@@ -14,6 +16,7 @@ use crate::way::{Flow, Way};
 #[derive(Clone, Default)]
 pub(crate) struct Here {
     flows: Arc<AtomicUsize>,
+    pub(crate) early: Option<EarlyData>,
 }
 
 impl Here {
@@ -26,8 +29,16 @@ impl Here {
 impl Way for Here {
     type Flow = UdpSocket;
 
-    async fn connect(&self, port: u16) -> io::Result<TcpStream> {
-        TcpStream::connect((Ipv4Addr::LOCALHOST, port)).await
+    /// Sends half of the first bytes, as if no more had found room.
+    async fn connect(&self, port: u16, first: &[u8]) -> io::Result<(TcpStream, usize)> {
+        let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).await?;
+        let early = &first[..first.len() / 2];
+        stream.write_all(early).await?;
+        Ok((stream, early.len()))
+    }
+
+    fn early_data(&self) -> Option<EarlyData> {
+        self.early
     }
 
     fn open_flow(&self, port: u16) -> io::Result<UdpSocket> {

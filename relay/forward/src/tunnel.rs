@@ -11,7 +11,8 @@ use relay_control::client::{Coordination, Event as Control};
 use relay_control::rest::Client;
 use relay_tunnel::datagram::Flow as TunnelFlow;
 use relay_tunnel::endpoint::{
-    Endpoint, EndpointConfig, EndpointEvents, Event as Packets, LocalNode, PeerNode, StackChoice,
+    EarlyData, Endpoint, EndpointConfig, EndpointEvents, Event as Packets, LocalNode, PeerNode,
+    StackChoice,
 };
 use relay_tunnel::path::PathState;
 use relay_tunnel::stack::NetHelper;
@@ -29,7 +30,7 @@ use uuid::Uuid;
 use crate::Error;
 use crate::event::{Event, Path, Reporter};
 use crate::find::{self, Found};
-use crate::way::{Flow, Target, Way, dial};
+use crate::way::{Flow, Target, Way, dial, dial_once};
 
 /// How long a new connection may take, the wait for a lost agent included.
 const DIAL: Duration = Duration::from_secs(15);
@@ -83,9 +84,20 @@ fn socket(address: Ipv6Addr, port: u16) -> SocketAddrV6 {
 impl Way for Tunnel {
     type Flow = TunnelFlow;
 
-    async fn connect(&self, port: u16) -> io::Result<TcpStream> {
-        let connect = |address| self.endpoint.connect(socket(address, port));
-        dial(self.target.clone(), DIAL, connect).await
+    async fn connect(&self, port: u16, first: &[u8]) -> io::Result<(TcpStream, usize)> {
+        let (target, endpoint) = (self.target.clone(), &self.endpoint);
+        if first.is_empty() {
+            let connect = |address| endpoint.connect(socket(address, port));
+            return Ok((dial(target, DIAL, connect).await?, 0));
+        }
+        let connect = |address| endpoint.connect_with(socket(address, port), first);
+        dial_once(target, DIAL, connect).await
+    }
+
+    fn early_data(&self) -> Option<EarlyData> {
+        let target = self.target.borrow();
+        let target = target.as_ref().filter(|target| target.present)?;
+        self.endpoint.early_data(target.address)
     }
 
     fn open_flow(&self, port: u16) -> io::Result<TunnelFlow> {

@@ -6,6 +6,7 @@ use std::io;
 use std::time::Duration;
 
 use bytes::Bytes;
+use relay_tunnel::endpoint::EarlyData;
 use tokio::net::TcpStream;
 use tokio::sync::watch;
 
@@ -13,8 +14,16 @@ use tokio::sync::watch;
 pub(crate) trait Way: Clone + Send + Sync + 'static {
     type Flow: Flow;
 
-    /// Connects to a TCP port. Bounded in time.
-    fn connect(&self, port: u16) -> impl Future<Output = io::Result<TcpStream>> + Send;
+    /// Connects to a TCP port. Bounded in time. As many of the bytes in `first` as it says went
+    /// with the request.
+    fn connect(
+        &self,
+        port: u16,
+        first: &[u8],
+    ) -> impl Future<Output = io::Result<(TcpStream, usize)>> + Send;
+
+    /// Whether it pays to wait for a stream's first bytes before connecting.
+    fn early_data(&self) -> Option<EarlyData>;
 
     /// Opens a flow of datagrams to a UDP port; fails while there is no agent.
     fn open_flow(&self, port: u16) -> io::Result<Self::Flow>;
@@ -70,11 +79,48 @@ where
     };
     match tokio::time::timeout(limit, attempt).await {
         Ok(result) => result,
-        Err(_) => Err(io::Error::new(
-            io::ErrorKind::TimedOut,
-            format!("no answer within {} seconds", limit.as_secs_f32()),
-        )),
+        Err(_) => Err(no_answer(limit)),
     }
+}
+
+/// Dials the current target and no other one, for `limit` at most: what is sent with the request
+/// may have been acted upon although no answer came, and must not be sent again.
+pub(crate) async fn dial_once<A: Clone, T, F>(
+    mut target: watch::Receiver<Option<Target<A>>>,
+    limit: Duration,
+    connect: impl FnOnce(A) -> F,
+) -> io::Result<T>
+where
+    F: Future<Output = io::Result<T>>,
+{
+    let current = target.borrow_and_update().clone();
+    let Some(Target {
+        address,
+        generation,
+        ..
+    }) = current
+    else {
+        return Err(io::ErrorKind::NotConnected.into());
+    };
+    let another = |now: &Option<Target<A>>| {
+        now.as_ref()
+            .is_none_or(|target| target.generation != generation)
+    };
+    tokio::select! {
+        result = connect(address) => result,
+        _ = target.wait_for(another) => Err(io::Error::new(
+            io::ErrorKind::ConnectionAborted,
+            "the agent went away while the connection was made",
+        )),
+        () = tokio::time::sleep(limit) => Err(no_answer(limit)),
+    }
+}
+
+fn no_answer(limit: Duration) -> io::Error {
+    io::Error::new(
+        io::ErrorKind::TimedOut,
+        format!("no answer within {} seconds", limit.as_secs_f32()),
+    )
 }
 
 fn closed() -> io::Error {
@@ -135,6 +181,24 @@ mod tests {
         tokio::time::sleep(Duration::from_millis(30)).await;
         set.send_replace(at(2, 2));
         assert_eq!(dialing.await.unwrap().unwrap(), 2);
+    }
+
+    #[tokio::test]
+    async fn a_dial_that_carries_data_is_not_made_twice() {
+        let (set, target) = watch::channel(at(1, 1));
+        let dialing = tokio::spawn(dial_once(target, LIMIT, |_| {
+            std::future::pending::<io::Result<()>>()
+        }));
+        let doubted = at(1, 1).map(|target| Target {
+            present: false,
+            ..target
+        });
+        set.send_replace(doubted);
+        tokio::time::sleep(Duration::from_millis(30)).await;
+        assert!(!dialing.is_finished());
+        set.send_replace(at(2, 2));
+        let error = dialing.await.unwrap().unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::ConnectionAborted);
     }
 
     #[tokio::test]

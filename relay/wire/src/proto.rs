@@ -63,6 +63,8 @@ pub mod agent {
 pub mod features {
     /// Takes part in proving a path's MTU by padded disco pings.
     pub const MTU_PROOF: u64 = 1;
+    /// Takes data in the first packet of a TCP stream through the tunnel, once.
+    pub const EARLY_DATA: u64 = 4;
 }
 
 /// Id bytes as messages carry them.

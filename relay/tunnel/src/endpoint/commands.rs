@@ -114,12 +114,15 @@ impl Driver {
             endpoints: node.endpoints.clone(),
             features: node.features,
         };
+        let takes = node.takes_early_data() && self.stack.takes_early_data();
+        let addresses = node.addresses.clone();
         let (index, replaced) = self
             .peers
             .upsert(&self.identity, id, node, self.keepalive, now);
         for (old, gone) in replaced {
             tracing::debug!(peer = %old, "peer replaced by a new key");
             self.nudge(&gone);
+            self.early.set(&gone.addresses, false);
             for address in &gone.addresses {
                 self.stack.set_peer_mtu(*address, BASE_MTU);
             }
@@ -129,6 +132,7 @@ impl Driver {
                 self.paths.remove_peer(old);
             }
         }
+        self.early.set(&addresses, takes);
         self.paths.upsert_peer(id, info, now);
         self.update_relays();
         if self.keepalive
@@ -141,6 +145,7 @@ impl Driver {
 
     fn forget(&mut self, id: PeerId, gone: Gone) {
         self.nudge(&gone);
+        self.early.set(&gone.addresses, false);
         for address in &gone.addresses {
             self.stack.remove_peer(*address);
         }

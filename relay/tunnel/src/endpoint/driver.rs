@@ -16,8 +16,9 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Sleep;
 
 use super::commands::Command;
+use super::early::Early;
 use super::handle::{Pong, States};
-use super::node::{FEATURES, LocalNode};
+use super::node::{FEATURE_EARLY_DATA, FEATURES, LocalNode};
 use super::peers::Peers;
 use super::relays::{Received, Relays};
 use super::{EndpointConfig, Event, IDLE};
@@ -65,6 +66,7 @@ pub(super) struct Driver {
     pub(super) reassembler: Reassembler,
     pub(super) delivery: Delivery,
     pub(super) tsmp: HashMap<[u8; 8], (Instant, mpsc::Sender<Duration>)>,
+    pub(super) early: Early,
     pub(super) disco: HashMap<TxId, oneshot::Sender<Result<Pong, Error>>>,
     /// Packets this loop made for the kernel.
     pub(super) to_tun: Vec<Vec<u8>>,
@@ -119,7 +121,11 @@ impl Driver {
             addresses: config.addresses.clone(),
             endpoints: Vec::new(),
             latency: Default::default(),
-            features: FEATURES,
+            features: if stack.takes_early_data() {
+                FEATURES | FEATURE_EARLY_DATA
+            } else {
+                FEATURES
+            },
         };
         let identity = Identity::new(config.node.to_bytes());
         let paths = Paths::new(
@@ -159,6 +165,7 @@ impl Driver {
             reassembler: Reassembler::default(),
             delivery: channels.delivery,
             tsmp: HashMap::new(),
+            early: Early::default(),
             disco: HashMap::new(),
             to_tun: Vec::new(),
             scratch: Vec::new(),
@@ -314,6 +321,7 @@ impl Driver {
                 path::Event::Path { peer, state } => {
                     tracing::debug!(%peer, ?state, "path");
                     self.set_state(peer, state);
+                    self.measure(peer, state, now);
                     self.tell(Event::Path { peer, state });
                     self.path_returned(peer, now);
                 }
@@ -327,6 +335,27 @@ impl Driver {
         }
         if let Some(warning) = self.udp.take_warning() {
             self.warn(warning);
+        }
+    }
+
+    /// Finds out how long the way to a peer is that takes early data, once a way.
+    fn measure(&mut self, peer: PeerId, state: PathState, now: Instant) {
+        let Some(slot) = (self.peers.index_of_id(peer)).and_then(|index| self.peers.get_mut(index))
+        else {
+            return;
+        };
+        let rtt = match state {
+            PathState::Direct(_) => self.paths.rtt(peer),
+            PathState::Relayed(..) | PathState::None => None,
+        };
+        self.early.moved(&slot.node.addresses, rtt);
+        let address = slot.node.addresses.first().copied();
+        if let (PathState::Relayed(..), Some(remote)) = (state, address)
+            && self.keepalive
+            && self.early.takes(remote)
+        {
+            let (data, pong) = (rand::random(), mpsc::channel(1).0);
+            self.handle_command(Command::TsmpPing { remote, data, pong }, now);
         }
     }
 

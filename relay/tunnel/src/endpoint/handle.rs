@@ -13,6 +13,7 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use super::commands::Command;
+use super::early::{Early, EarlyData};
 use super::node::{LocalNode, PeerNode};
 use crate::Error;
 use crate::datagram::{Datagram, Datagrams, Flow};
@@ -44,6 +45,7 @@ struct Inner {
     node: watch::Receiver<Option<LocalNode>>,
     source: Ipv6Addr,
     states: States,
+    early: Early,
     task: JoinHandle<()>,
 }
 
@@ -82,6 +84,7 @@ impl Endpoint {
         node: watch::Receiver<Option<LocalNode>>,
         source: Ipv6Addr,
         states: States,
+        early: Early,
         task: JoinHandle<()>,
     ) -> Endpoint {
         let inner = Inner {
@@ -91,6 +94,7 @@ impl Endpoint {
             node,
             source,
             states,
+            early,
             task,
         };
         Endpoint {
@@ -126,7 +130,35 @@ impl Endpoint {
 
     /// Opens a TCP stream through the tunnel.
     pub async fn connect(&self, remote: SocketAddrV6) -> io::Result<TcpStream> {
-        self.inner.stack.connect(self.inner.source, remote).await
+        Ok(self.connect_with(remote, &[]).await?.0)
+    }
+
+    /// Opens a TCP stream through the tunnel whose first bytes travel with its first packet if
+    /// both ends can, and says how many of `first` did. The other end may act on them even when
+    /// this fails later: never send them again by yourself.
+    pub async fn connect_with(
+        &self,
+        remote: SocketAddrV6,
+        first: &[u8],
+    ) -> io::Result<(TcpStream, usize)> {
+        let Inner { stack, early, .. } = &*self.inner;
+        let first = if early.takes(*remote.ip()) {
+            first
+        } else {
+            &[]
+        };
+        let began = Instant::now();
+        let connected = stack.connect_with(self.inner.source, remote, first).await?;
+        early.answered(*remote.ip(), began.elapsed());
+        Ok(connected)
+    }
+
+    /// Whether it pays to wait for the first bytes of a stream to `remote` before it is opened:
+    /// both ends can send them with the first packet, and the way is long.
+    pub fn early_data(&self, remote: Ipv6Addr) -> Option<EarlyData> {
+        let wait = self.inner.early.wait(remote)?;
+        let room = self.inner.stack.early_room(remote);
+        Some(EarlyData { wait, room })
     }
 
     /// Streams that peers want. The first call makes the endpoint accept them.

@@ -142,9 +142,11 @@ impl Driver {
             Some(Tsmp::Ping { src, dst, data }) => {
                 self.send_to(index, &tsmp::pong_packet(dst, src, data, 0));
             }
-            Some(Tsmp::Pong { data, .. }) => {
+            Some(Tsmp::Pong { src, data, .. }) => {
                 if let Some((sent, pong)) = self.tsmp.remove(&data) {
-                    let _ = pong.try_send(now.saturating_duration_since(sent));
+                    let rtt = now.saturating_duration_since(sent);
+                    self.early.answered(src, rtt);
+                    let _ = pong.try_send(rtt);
                 }
             }
             None => {}

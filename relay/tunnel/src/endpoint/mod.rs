@@ -3,6 +3,7 @@
 
 mod commands;
 mod driver;
+mod early;
 mod handle;
 mod inbound;
 mod node;
@@ -18,6 +19,7 @@ use std::net::Ipv6Addr;
 use tokio::sync::mpsc;
 use uuid::Uuid;
 
+pub use early::EarlyData;
 pub use handle::{Endpoint, PeerStats, Pong};
 pub use node::{FEATURES, LocalNode, PeerNode};
 
@@ -170,9 +172,11 @@ pub fn start(
         node,
     };
     let driver = driver::Driver::new(config, udp, tun, stack.clone(), channels);
-    let states = driver.states();
+    let (states, early) = (driver.states(), driver.early.clone());
     let task = tokio::spawn(driver.run());
-    let endpoint = Endpoint::new(commands, stack, datagrams, node_watch, source, states, task);
+    let endpoint = Endpoint::new(
+        commands, stack, datagrams, node_watch, source, states, early, task,
+    );
     Ok((endpoint, receiver))
 }
 

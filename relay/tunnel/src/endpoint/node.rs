@@ -5,7 +5,7 @@ use std::net::{Ipv6Addr, SocketAddr};
 
 use relay_wire::addr;
 use relay_wire::keys::{DiscoPublic, NodePublic};
-use relay_wire::proto::tailnet;
+use relay_wire::proto::{self, tailnet};
 use uuid::Uuid;
 
 use crate::path::FEATURE_MTU_PROOF;
@@ -13,7 +13,10 @@ use crate::path::FEATURE_MTU_PROOF;
 /// Bit of a node's features: it takes IPv6 fragments of UDP datagrams.
 pub(super) const FEATURE_FRAGMENTS: u64 = 2;
 
-/// The extensions this end has.
+/// Bit of a node's features: it takes data in a stream's first packet, and no copy of it.
+pub(super) const FEATURE_EARLY_DATA: u64 = proto::features::EARLY_DATA;
+
+/// The extensions that every end has.
 pub const FEATURES: u64 = FEATURE_MTU_PROOF | FEATURE_FRAGMENTS;
 
 /// This end, as its peers should know it.
@@ -109,6 +112,11 @@ impl PeerNode {
     /// Whether it puts fragments of datagrams together.
     pub(super) fn takes_fragments(&self) -> bool {
         self.features & FEATURE_FRAGMENTS != 0
+    }
+
+    /// Whether it takes data in a stream's first packet.
+    pub(super) fn takes_early_data(&self) -> bool {
+        self.features & FEATURE_EARLY_DATA != 0
     }
 }
 

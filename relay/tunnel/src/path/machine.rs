@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use rand::Rng as _;
 use relay_wire::disco::{self, Message, TxId};
@@ -166,6 +166,12 @@ impl Paths {
             }
         }
         Some(())
+    }
+
+    /// The round trip on a peer's direct path, if it has one.
+    pub fn rtt(&self, id: PeerId) -> Option<Duration> {
+        let best = self.peers.get(&id)?.best_candidate()?;
+        Some(best.rtt)
     }
 
     /// How the next burst for a peer is sent; this makes the peer active.

@@ -6,7 +6,8 @@ use std::collections::{HashMap, HashSet};
 use std::net::Ipv6Addr;
 use std::time::{Duration, Instant};
 
-use super::packet::Flow;
+use super::packet::{Flow, Parsed, early_data, parse, without_data};
+use super::replay::{Replays, Seen};
 
 /// How long a dialled application waits for the peer to finish its handshake.
 pub(super) const PAIR_TIMEOUT: Duration = Duration::from_secs(20);
@@ -62,6 +63,7 @@ pub(super) struct Accepts<P> {
     waiting: HashMap<Flow, Waiting<P>>,
     per_peer: HashMap<Ipv6Addr, usize>,
     open: HashSet<Flow>,
+    replays: Replays,
     next: u64,
 }
 
@@ -71,6 +73,7 @@ impl<P> Default for Accepts<P> {
             waiting: HashMap::new(),
             per_peer: HashMap::new(),
             open: HashSet::new(),
+            replays: Replays::default(),
             next: 0,
         }
     }
@@ -78,13 +81,22 @@ impl<P> Default for Accepts<P> {
 
 impl<P> Accepts<P> {
     /// A SYN arrived. `listening` says whether the kernel would take it.
-    pub(super) fn syn(&mut self, flow: Flow, packet: &[u8], listening: bool) -> OnSyn {
+    pub(super) fn syn(
+        &mut self,
+        flow: Flow,
+        packet: &[u8],
+        listening: bool,
+        now: Instant,
+    ) -> OnSyn {
         if let Some(waiting) = self.waiting.get_mut(&flow) {
             return match &mut waiting.wait {
-                // The newest one: the peer may have given the first attempt up silently.
+                // The newest one: the peer may have given the first attempt up silently. If it has
+                // not, it repeats the SYN without the data.
                 Wait::Held { syn } => {
-                    syn.clear();
-                    syn.extend_from_slice(packet);
+                    if !repeats(packet, syn) {
+                        syn.clear();
+                        syn.extend_from_slice(packet);
+                    }
                     OnSyn::Held
                 }
                 Wait::Released { .. } => OnSyn::Pass,
@@ -92,9 +104,16 @@ impl<P> Accepts<P> {
         }
         if self.open.contains(&flow) {
             if listening {
-                return OnSyn::Pass;
+                // The peer may have had this connection reset long ago, so its data counts.
+                return match self.note(flow, packet, now) {
+                    None | Some(Seen::New) => OnSyn::Pass,
+                    Some(Seen::Before | Seen::Unknown) => OnSyn::Drop,
+                };
             }
             self.open.remove(&flow);
+        }
+        if self.is_replay(flow, packet, now) {
+            return OnSyn::Drop;
         }
         let count = self.per_peer.entry(flow.source).or_default();
         if *count >= MAX_WAITING_PER_PEER {
@@ -138,10 +157,13 @@ impl<P> Accepts<P> {
             return None;
         }
         let released = Wait::Released { pair, since: now };
-        match std::mem::replace(&mut waiting.wait, released) {
-            Wait::Held { syn } => Some(syn),
-            Wait::Released { .. } => None,
-        }
+        let Wait::Held { syn } = std::mem::replace(&mut waiting.wait, released) else {
+            return None;
+        };
+        Some(match self.note(flow, &syn, now) {
+            None | Some(Seen::New) => syn,
+            Some(Seen::Before | Seen::Unknown) => without_data(syn),
+        })
     }
 
     /// The wait is over without a connection. Returns the SYN if it is still to be answered.
@@ -199,6 +221,16 @@ impl<P> Accepts<P> {
         self.open.retain(|flow| flow.source != peer);
     }
 
+    /// Takes note of the data that the kernel is about to be given, if there is any.
+    fn note(&mut self, flow: Flow, syn: &[u8], now: Instant) -> Option<Seen> {
+        early_data(syn).map(|sequence| self.replays.note(flow, sequence, now))
+    }
+
+    /// Whether the kernel was given the data of this SYN before.
+    fn is_replay(&mut self, flow: Flow, syn: &[u8], now: Instant) -> bool {
+        early_data(syn).is_some_and(|sequence| self.replays.contains(flow, sequence, now))
+    }
+
     fn take(&mut self, flow: Flow, ticket: Option<Ticket>) -> Option<Wait<P>> {
         let waiting = self.waiting.get(&flow)?;
         if ticket.is_some_and(|ticket| waiting.ticket != ticket) {
@@ -215,13 +247,22 @@ impl<P> Accepts<P> {
     }
 }
 
+/// Whether `packet` is `syn` once more, without its data.
+fn repeats(packet: &[u8], syn: &[u8]) -> bool {
+    let Some(sequence) = early_data(syn) else {
+        return false;
+    };
+    matches!(parse(packet), Parsed::Tcp { sequence: again, .. } if again == sequence)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::stack::packet::tests::flow;
+    use crate::stack::packet::SYN;
+    use crate::stack::packet::tests::{flow, tcp_packet};
 
     fn dial(accepts: &mut Accepts<u32>, flow: Flow, syn: &[u8]) -> Ticket {
-        match accepts.syn(flow, syn, false) {
+        match accepts.syn(flow, syn, false, Instant::now()) {
             OnSyn::Dial(ticket) => ticket,
             other => panic!("{other:?}"),
         }
@@ -232,15 +273,24 @@ mod tests {
         let mut accepts = Accepts::default();
         let now = Instant::now();
         let ticket = dial(&mut accepts, flow(80), b"first");
-        assert_eq!(accepts.syn(flow(80), b"again", false), OnSyn::Held);
+        assert_eq!(
+            accepts.syn(flow(80), b"again", false, Instant::now()),
+            OnSyn::Held
+        );
         assert!(accepts.needs(80) && !accepts.needs(81));
         assert_eq!(
             accepts.release(flow(80), ticket, 7, now),
             Some(b"again".to_vec())
         );
-        assert_eq!(accepts.syn(flow(80), b"third", true), OnSyn::Pass);
+        assert_eq!(
+            accepts.syn(flow(80), b"third", true, Instant::now()),
+            OnSyn::Pass
+        );
         assert_eq!(accepts.accepted(flow(80)), Some(7));
-        assert_eq!(accepts.syn(flow(80), b"late repetition", true), OnSyn::Pass);
+        assert_eq!(
+            accepts.syn(flow(80), b"late repetition", true, Instant::now()),
+            OnSyn::Pass
+        );
         assert!(!accepts.needs(80));
     }
 
@@ -313,7 +363,10 @@ mod tests {
     fn an_accept_without_a_pair_is_told_apart() {
         let mut accepts = Accepts::<u32>::default();
         assert_eq!(accepts.accepted(flow(80)), None);
-        assert_eq!(accepts.syn(flow(80), b"", true), OnSyn::Pass);
+        assert_eq!(
+            accepts.syn(flow(80), b"", true, Instant::now()),
+            OnSyn::Pass
+        );
     }
 
     #[test]
@@ -334,7 +387,10 @@ mod tests {
             let ticket = dial(&mut accepts, flow(port), b"");
             first.get_or_insert(ticket);
         }
-        assert_eq!(accepts.syn(flow(60_000), b"", false), OnSyn::Drop);
+        assert_eq!(
+            accepts.syn(flow(60_000), b"", false, Instant::now()),
+            OnSyn::Drop
+        );
         let other = Flow {
             source: "fd7a:115c:a1e0::99".parse().unwrap(),
             ..flow(80)
@@ -344,5 +400,51 @@ mod tests {
         dial(&mut accepts, flow(60_000), b"");
         accepts.remove_peer(flow(0).source);
         assert!(!accepts.needs(60_000) && accepts.needs(80));
+    }
+
+    #[test]
+    fn data_of_one_syn_reaches_the_kernel_once() {
+        let mut accepts = Accepts::default();
+        let now = Instant::now();
+        let syn = tcp_packet(flow(80), SYN, 9, b"request");
+        let ticket = dial(&mut accepts, flow(80), &syn);
+        assert_eq!(accepts.release(flow(80), ticket, 1, now), Some(syn.clone()));
+        let live = accepts.syn(flow(80), &syn, true, now);
+        assert_eq!(live, OnSyn::Pass, "the kernel has the connection");
+        accepts.accepted(flow(80));
+        assert_eq!(accepts.syn(flow(80), &syn, true, now), OnSyn::Drop);
+        accepts.finished(flow(80));
+        for seconds in [0, 119] {
+            let now = now + Duration::from_secs(seconds);
+            assert_eq!(accepts.syn(flow(80), &syn, true, now), OnSyn::Drop);
+        }
+        let next = tcp_packet(flow(80), SYN, 10, b"request");
+        dial(&mut accepts, flow(80), &next);
+    }
+
+    #[test]
+    fn a_syn_that_never_reached_the_kernel_may_come_again() {
+        let mut accepts = Accepts::<u32>::default();
+        let syn = tcp_packet(flow(80), SYN, 9, b"request");
+        let ticket = dial(&mut accepts, flow(80), &syn);
+        accepts.give_up(flow(80), ticket);
+        dial(&mut accepts, flow(80), &syn);
+    }
+
+    #[test]
+    fn a_repetition_without_data_does_not_lose_the_data_but_a_new_attempt_counts() {
+        let mut accepts = Accepts::default();
+        let now = Instant::now();
+        let syn = tcp_packet(flow(80), SYN, 9, b"request");
+        let bare = tcp_packet(flow(80), SYN, 9, b"");
+        let ticket = dial(&mut accepts, flow(80), &syn);
+        assert_eq!(accepts.syn(flow(80), &bare, false, now), OnSyn::Held);
+        assert_eq!(accepts.release(flow(80), ticket, 1, now), Some(syn.clone()));
+        assert_eq!(accepts.syn(flow(80), &bare, true, now), OnSyn::Pass);
+
+        let ticket = dial(&mut accepts, flow(81), &syn);
+        let other = tcp_packet(flow(81), SYN, 10, b"");
+        assert_eq!(accepts.syn(flow(81), &other, false, now), OnSyn::Held);
+        assert_eq!(accepts.release(flow(81), ticket, 1, now), Some(other));
     }
 }

@@ -22,6 +22,8 @@ use crate::Error;
 
 /// Wanted connections the application has not looked at yet.
 const INCOMING_QUEUE: usize = 4096;
+/// The headers of a stream's first packet, with as many options as there can be.
+const HEADERS: usize = 40 + 60;
 
 /// A handle to the kernel's TCP in the namespace.
 #[derive(Debug, Clone)]
@@ -36,6 +38,8 @@ pub(super) struct Shared {
     pub(super) addresses: Vec<Ipv6Addr>,
     pub(super) accepts: Mutex<Accepts<oneshot::Sender<TcpStream>>>,
     pub(super) mtus: PeerMtus,
+    /// The kernel sends and takes data in the first packet of a stream.
+    early_data: bool,
     /// Present where the device is in the namespace that everything else is in.
     pub(super) rewriter: Option<Mutex<Rewriter>>,
     listeners: Listeners,
@@ -75,6 +79,7 @@ pub(super) fn start(
         addresses: addresses.to_vec(),
         accepts: Mutex::default(),
         mtus: PeerMtus::default(),
+        early_data: ready.early_data,
         rewriter,
         listeners: Listeners::default(),
         incoming: Mutex::default(),
@@ -95,12 +100,54 @@ pub(super) fn start(
 impl KernelStack {
     /// Opens a stream through the tunnel from one of the stack's own addresses.
     pub async fn connect(&self, source: Ipv6Addr, remote: SocketAddrV6) -> io::Result<TcpStream> {
+        let socket = self.outward(source)?;
+        let socket = TcpSocket::from_std_stream(socket.into());
+        socket.connect(remote.into()).await
+    }
+
+    /// Opens a stream whose first bytes travel with its first packet, and says how many of `first`
+    /// did: none where the kernel cannot. The remote may act on them before the stream is open, so
+    /// they must not be sent again on another stream unless twice is as good as once.
+    pub async fn connect_with(
+        &self,
+        source: Ipv6Addr,
+        remote: SocketAddrV6,
+        first: &[u8],
+    ) -> io::Result<(TcpStream, usize)> {
+        if first.is_empty() || !self.shared.early_data {
+            return Ok((self.connect(source, remote).await?, 0));
+        }
+        let socket = self.outward(source)?;
+        let remote = SocketAddr::from(remote).into();
+        let taken = match socket.send_to_with_flags(first, &remote, libc::MSG_FASTOPEN) {
+            Ok(taken) => taken,
+            Err(error) if error.raw_os_error() == Some(libc::EINPROGRESS) => 0,
+            Err(error) => return Err(error),
+        };
+        let stream = TcpStream::from_std(socket.into())?;
+        stream.writable().await?;
+        match stream.take_error()? {
+            None => Ok((stream, taken)),
+            Some(error) => Err(error),
+        }
+    }
+
+    /// Whether data may travel with the first packet of a stream, both ways.
+    pub fn takes_early_data(&self) -> bool {
+        self.shared.early_data
+    }
+
+    /// How many bytes fit the first packet of a stream to this peer.
+    pub fn early_room(&self, peer: Ipv6Addr) -> usize {
+        usize::from(self.shared.mtus.get(peer)).saturating_sub(HEADERS)
+    }
+
+    fn outward(&self, source: Ipv6Addr) -> io::Result<Socket> {
         let socket = Socket::from(self.shared.helper.socket()?);
         // The port is chosen when both ends are known, so that it may serve several remotes.
         setsockopt(&socket, sockopt::IpBindAddressNoPort, &true)?;
         socket.bind(&SocketAddr::from((source, 0)).into())?;
-        let socket = TcpSocket::from_std_stream(socket.into());
-        socket.connect(remote.into()).await
+        Ok(socket)
     }
 
     /// Decides about a packet from a peer before it is written to the TUN device. The caller has
@@ -202,7 +249,7 @@ impl Shared {
             Some(rewriter) => lock(rewriter).contains(flow),
             None => self.listeners.has(flow.destination_port),
         };
-        let ticket = match lock(&self.accepts).syn(flow, packet, listening) {
+        let ticket = match lock(&self.accepts).syn(flow, packet, listening, Instant::now()) {
             OnSyn::Pass => return Verdict::Pass,
             OnSyn::Held => return Verdict::Held,
             OnSyn::Drop => return Verdict::Drop,

@@ -19,6 +19,7 @@ mod kernel;
 mod listeners;
 mod mtu;
 mod packet;
+mod replay;
 mod rewrite;
 mod segment;
 mod tun;

@@ -173,6 +173,36 @@ pub(super) fn length_sum(length: usize) -> u64 {
     u64::from((length as u32).to_be())
 }
 
+/// The bytes of data that a TCP packet carries, whose header starts at `offset`.
+fn payload(packet: &[u8], offset: usize) -> usize {
+    let data_offset = usize::from(packet[offset + 12] >> 4) * 4;
+    packet.len().saturating_sub(offset + data_offset)
+}
+
+/// The sequence number of a SYN that carries data.
+pub(super) fn early_data(syn: &[u8]) -> Option<u32> {
+    match parse(syn) {
+        Parsed::Tcp {
+            sequence, offset, ..
+        } => (payload(syn, offset) > 0).then_some(sequence),
+        _ => None,
+    }
+}
+
+/// Takes the data out of a SYN; its sender sends it again once the connection is open.
+pub(super) fn without_data(mut syn: Vec<u8>) -> Vec<u8> {
+    if let Parsed::Tcp { offset, .. } = parse(&syn) {
+        syn.truncate(syn.len() - payload(&syn, offset));
+        let length = syn.len() - IPV6_HEADER;
+        put_u16(&mut syn, 4, length as u16);
+        put_u16(&mut syn, offset + 16, 0);
+        let total = pseudo_sum(&syn, TCP) + length_sum(syn.len() - offset);
+        let sum = checksum(sum(&syn[offset..], total));
+        syn[offset + 16..offset + 18].copy_from_slice(&sum);
+    }
+    syn
+}
+
 /// The RST|ACK that says to the sender of `syn` that nothing listens there.
 pub(super) fn reset_for(syn: &[u8]) -> Option<Vec<u8>> {
     let Parsed::Tcp {
@@ -184,8 +214,7 @@ pub(super) fn reset_for(syn: &[u8]) -> Option<Vec<u8>> {
     else {
         return None;
     };
-    let data_offset = usize::from(syn[offset + 12] >> 4) * 4;
-    let payload = syn.len().saturating_sub(offset + data_offset) as u32;
+    let payload = payload(syn, offset) as u32;
     let counted = u32::from(flags & SYN != 0) + u32::from(flags & FIN != 0);
     let mut packet = header(TCP, TCP_HEADER, flow.destination, flow.source);
     let tcp = IPV6_HEADER;
@@ -303,6 +332,16 @@ pub(super) mod tests {
         assert_eq!(flags, RST | ACK);
         assert_eq!(back.destination_port, 40000);
         assert_eq!(u32_at(&reset, 48), 105);
+    }
+
+    #[test]
+    fn a_syn_without_its_data_is_the_same_request() {
+        let syn = tcp_packet(flow(80), SYN, 7, b"request");
+        assert_eq!(early_data(&syn), Some(7));
+        let bare = without_data(syn);
+        assert!(checksum_holds(&bare));
+        assert_eq!(bare, tcp_packet(flow(80), SYN, 7, b""));
+        assert_eq!(early_data(&bare), None);
     }
 
     #[test]

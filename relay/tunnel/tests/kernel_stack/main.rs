@@ -3,6 +3,7 @@
 
 #![allow(clippy::print_stdout, clippy::unwrap_used)]
 
+mod early;
 mod pair;
 mod places;
 mod streams;

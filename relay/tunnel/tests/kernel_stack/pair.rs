@@ -1,10 +1,11 @@
 //! Two stacks joined: what one writes, the other reads.
 
+use std::collections::VecDeque;
 use std::io;
 use std::net::{Ipv6Addr, SocketAddrV6};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use relay_tunnel::stack::{
     Incoming, Injection, KernelStack, NetHelper, StackOptions, Step, Tun, Verdict, start,
@@ -12,7 +13,7 @@ use relay_tunnel::stack::{
 use sha2::{Digest, Sha256};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 
 pub(crate) const CLIENT: Ipv6Addr = Ipv6Addr::new(0xfd7a, 0x115c, 0xa1e0, 0, 0, 0, 0, 0x1);
@@ -34,6 +35,13 @@ struct Side {
     blind: bool,
     /// The most packets one read gave.
     most: Arc<AtomicUsize>,
+    /// How long packets to this side are on their way, and those that are.
+    delay: Duration,
+    coming: VecDeque<(Instant, Vec<Vec<u8>>)>,
+    /// So many of the next packets to this side are lost.
+    lose: usize,
+    /// SYNs with data that came to this side.
+    requests: Vec<Vec<u8>>,
 }
 
 impl Side {
@@ -56,6 +64,10 @@ impl Side {
                 late: Vec::new(),
                 blind: false,
                 most: Arc::default(),
+                delay: Duration::ZERO,
+                coming: VecDeque::new(),
+                lose: 0,
+                requests: Vec::new(),
             }),
             Err(error) => {
                 crate::skip(error);
@@ -104,6 +116,27 @@ impl Side {
     }
 
     fn receive(&mut self, from: &mut Self, packets: &[Vec<u8>]) {
+        let lost = self.lose.min(packets.len());
+        self.lose -= lost;
+        let packets = &packets[lost..];
+        if self.delay.is_zero() {
+            self.take(from, packets);
+        } else if !packets.is_empty() {
+            self.coming
+                .push_back((Instant::now() + self.delay, packets.to_vec()));
+        }
+    }
+
+    /// Takes what has been on its way long enough.
+    fn take_due(&mut self, from: &mut Self) {
+        while let Some((_, packets)) = self.coming.pop_front_if(|(at, _)| *at <= Instant::now()) {
+            self.take(from, &packets);
+        }
+    }
+
+    fn take(&mut self, from: &mut Self, packets: &[Vec<u8>]) {
+        let requests = packets.iter().filter(|packet| is_request(packet));
+        self.requests.extend(requests.cloned());
         let late = std::mem::take(&mut self.late);
         let mut arrived: Vec<&Vec<u8>> = Vec::new();
         for packet in packets {
@@ -135,6 +168,13 @@ impl Side {
     }
 }
 
+/// Whether it is a SYN with data.
+fn is_request(packet: &[u8]) -> bool {
+    packet[6] == 6
+        && packet[53] & 0x12 == 0x02
+        && packet.len() > 40 + usize::from(packet[52] >> 4) * 4
+}
+
 /// Where the agent's device is made.
 pub(crate) enum Place {
     Private,
@@ -145,6 +185,12 @@ pub(crate) enum Order {
     Path(usize),
     Blind(bool),
     Loss(u32),
+    /// Packets take so long each way.
+    Delay(Duration),
+    /// So many of the next packets to the agent (true) or the client are lost.
+    Lose(bool, usize),
+    /// The agent is given all its SYNs with data once more; answers how many.
+    Replay(oneshot::Sender<usize>),
 }
 
 pub(crate) struct Pair {
@@ -160,6 +206,23 @@ impl Pair {
         timeout(PATIENCE, self.client.connect(CLIENT, remote))
             .await
             .unwrap()
+    }
+
+    pub(crate) async fn connect_with(
+        &self,
+        port: u16,
+        first: &[u8],
+    ) -> io::Result<(TcpStream, usize)> {
+        let remote = SocketAddrV6::new(AGENT, port, 0, 0);
+        timeout(PATIENCE, self.client.connect_with(CLIENT, remote, first))
+            .await
+            .unwrap()
+    }
+
+    pub(crate) async fn replay(&self) -> usize {
+        let (done, replayed) = oneshot::channel();
+        self.orders.send(Order::Replay(done)).unwrap();
+        replayed.await.unwrap()
     }
 }
 
@@ -178,15 +241,32 @@ pub(crate) fn pair_with(options: StackOptions, place: Place) -> Option<Pair> {
         loop {
             client.drain(&mut agent);
             agent.drain(&mut client);
+            let due = [&client, &agent]
+                .into_iter()
+                .filter_map(|side| side.coming.front());
+            let due = due.map(|(at, _)| *at).min();
+            let far = Instant::now() + PATIENCE;
             // Each lets the other tasks run between two bursts.
             tokio::select! {
                 readable = client.tun.readable() => readable.unwrap(),
                 readable = agent.tun.readable() => readable.unwrap(),
                 Some(injection) = client.injections.recv() => client.inject(&mut agent, injection),
                 Some(injection) = agent.injections.recv() => agent.inject(&mut client, injection),
+                () = tokio::time::sleep_until(due.unwrap_or(far).into()) => {
+                    client.take_due(&mut agent);
+                    agent.take_due(&mut client);
+                }
                 Some(order) = ordered.recv() => match order {
                     Order::Path(path) => (client.path, agent.path) = (path, path),
                     Order::Loss(loss) => (client.loss, agent.loss) = (loss, loss),
+                    Order::Delay(delay) => (client.delay, agent.delay) = (delay, delay),
+                    Order::Lose(true, count) => agent.lose = count,
+                    Order::Lose(false, count) => client.lose = count,
+                    Order::Replay(done) => {
+                        let requests = std::mem::take(&mut agent.requests);
+                        agent.receive(&mut client, &requests);
+                        let _ = done.send(requests.len());
+                    }
                     Order::Blind(blind) => agent.blind = blind,
                 },
             }

@@ -83,6 +83,7 @@ fn answer(
                         place: made.place,
                         tcp_offload: made.tcp_offload,
                         udp_offload: made.udp_offload,
+                        early_data: made.early_data,
                         notes: made.notes.join("\n"),
                     };
                     *interface = Some(made);

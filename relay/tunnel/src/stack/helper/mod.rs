@@ -111,6 +111,7 @@ pub(super) struct Ready {
     pub(super) place: Place,
     pub(super) tcp_offload: bool,
     pub(super) udp_offload: bool,
+    pub(super) early_data: bool,
 }
 
 /// The helper of a stack that is up: a source of sockets, and a hand on the routes.
@@ -150,13 +151,14 @@ impl Helper {
         protocol::send(helper.socket.as_fd(), &request, &[]).map_err(system)?;
         let (message, mut descriptors) =
             protocol::receive(helper.socket.as_fd(), RecvFlags::empty()).map_err(system)?;
-        let (place, tcp_offload, udp_offload, notes) = match Reply::decode(&message) {
+        let (place, tcp_offload, udp_offload, early_data, notes) = match Reply::decode(&message) {
             Some(Reply::Ready {
                 place,
                 tcp_offload,
                 udp_offload,
+                early_data,
                 notes,
-            }) => (place, tcp_offload, udp_offload, notes),
+            }) => (place, tcp_offload, udp_offload, early_data, notes),
             Some(Reply::Failed { reason, .. }) => return Err(Error::KernelStack { reason }),
             _ => return Err(system(gone())),
         };
@@ -174,6 +176,7 @@ impl Helper {
             place,
             tcp_offload,
             udp_offload,
+            early_data,
         };
         Ok((Self(Mutex::new(state)), ready))
     }

@@ -95,6 +95,8 @@ pub(super) enum Reply {
         place: Place,
         tcp_offload: bool,
         udp_offload: bool,
+        /// Streams may carry data in their first packet.
+        early_data: bool,
         /// What is not as good as it could be, a line each.
         notes: String,
     },
@@ -185,10 +187,14 @@ impl Reply {
                 place,
                 tcp_offload,
                 udp_offload,
+                early_data,
                 notes,
             } => {
                 let own = u8::from(*place == Place::OwnNamespace);
-                let flags = own | u8::from(*tcp_offload) << 1 | u8::from(*udp_offload) << 2;
+                let flags = [*tcp_offload, *udp_offload, *early_data]
+                    .into_iter()
+                    .zip(1..)
+                    .fold(own, |flags, (set, bit)| flags | u8::from(set) << bit);
                 [&[1, flags], notes.as_bytes()].concat()
             }
             Self::Sockets => vec![2],
@@ -212,6 +218,7 @@ impl Reply {
                     },
                     tcp_offload: flags & 2 != 0,
                     udp_offload: flags & 4 != 0,
+                    early_data: flags & 8 != 0,
                     notes: String::from_utf8_lossy(rest).into_owned(),
                 }
             }
@@ -308,6 +315,7 @@ mod tests {
                 place: Place::OwnNamespace,
                 tcp_offload: true,
                 udp_offload: true,
+                early_data: true,
                 notes: "a\nb".into(),
             },
             Reply::Sockets,

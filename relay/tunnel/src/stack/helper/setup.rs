@@ -36,6 +36,7 @@ pub(super) struct Interface {
     pub(super) largest: u16,
     pub(super) tcp_offload: bool,
     pub(super) udp_offload: bool,
+    pub(super) early_data: bool,
     pub(super) notes: Vec<String>,
 }
 
@@ -72,11 +73,13 @@ pub(super) fn run(setup: &Setup) -> Result<(OwnedFd, Interface), Failure> {
     };
     let mut notes = Vec::new();
     interface_settings(&name, &mut notes);
+    let mut early_data = false;
     if place == Place::PrivateNamespace {
         if let Err(errno) = device::set_persistent(&device) {
             notes.push(format!("the TUN device is not persistent: {errno}"));
         }
         settings(setup.receive_window, &mut notes);
+        early_data = allow_early_data(&mut notes);
     }
     let (tcp_offload, udp_offload) = set_offload(&device, setup, &mut notes);
     let configured = setup
@@ -91,6 +94,7 @@ pub(super) fn run(setup: &Setup) -> Result<(OwnedFd, Interface), Failure> {
         largest: setup.mtu,
         tcp_offload,
         udp_offload,
+        early_data,
         notes,
     };
     Ok((device, interface))
@@ -258,4 +262,29 @@ fn settings(receive_window: u32, notes: &mut Vec<String>) {
             notes.push(format!("net/{name} stays as it is: {error}"));
         }
     }
+}
+
+/// Lets streams carry data in their first packet, both ways and without cookies: WireGuard has
+/// proven who the peer is. Nothing a path did may switch it off for an hour.
+fn allow_early_data(notes: &mut Vec<String>) -> bool {
+    const CLIENT: u32 = 0x1;
+    const SERVER: u32 = 0x2;
+    const CLIENT_WITHOUT_COOKIE: u32 = 0x4;
+    const SERVER_WITHOUT_COOKIE: u32 = 0x200;
+    const EVERY_LISTENER: u32 = 0x400;
+    let wanted = CLIENT | SERVER | CLIENT_WITHOUT_COOKIE | SERVER_WITHOUT_COOKIE | EVERY_LISTENER;
+    [
+        ("tcp_fastopen_blackhole_timeout_sec", 0),
+        ("tcp_fastopen", wanted),
+    ]
+    .into_iter()
+    .all(|(name, value)| {
+        let written = fs::write(format!("/proc/sys/net/ipv4/{name}"), value.to_string());
+        if let Err(error) = &written {
+            notes.push(format!(
+                "no data in first packets, as {name} stays: {error}"
+            ));
+        }
+        written.is_ok()
+    })
 }
