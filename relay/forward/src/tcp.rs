@@ -150,10 +150,7 @@ mod tests {
         tokio::spawn(serve(
             acceptor,
             listen,
-            Here {
-                early,
-                ..Here::default()
-            },
+            Here::with_early(early),
             Engine::Auto,
             report,
         ));

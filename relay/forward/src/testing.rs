@@ -16,10 +16,18 @@ use crate::way::{Flow, Way};
 #[derive(Clone, Default)]
 pub(crate) struct Here {
     flows: Arc<AtomicUsize>,
-    pub(crate) early: Option<EarlyData>,
+    early: Option<EarlyData>,
 }
 
 impl Here {
+    /// One that waits for first bytes like this.
+    pub(crate) fn with_early(early: Option<EarlyData>) -> Self {
+        Self {
+            early,
+            ..Self::default()
+        }
+    }
+
     /// How many flows were opened.
     pub(crate) fn flows(&self) -> usize {
         self.flows.load(Ordering::Relaxed)

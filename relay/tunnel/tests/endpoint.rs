@@ -141,6 +141,33 @@ async fn streams_are_carried_by_a_relay() {
 }
 
 #[tokio::test]
+async fn first_bytes_go_early_only_to_a_peer_that_announces_to_take_them() {
+    for direct in [true, false] {
+        let Some(pair) = Pair::open(direct).await else {
+            return;
+        };
+        serve(&pair.agent.endpoint);
+        let mut node = PeerNode::from(&pair.agent.node(direct).await);
+        let announced = node.features & 4 != 0;
+        println!("direct {direct}, announced {announced}");
+        let remote = SocketAddrV6::new(AGENT, HASH, 0, 0);
+        let client = &pair.client.endpoint;
+        for early in [announced, false] {
+            let (mut stream, taken) = client.connect_with(remote, b"abc").await.unwrap();
+            assert_eq!(taken, if early { 3 } else { 0 });
+            stream.write_all(&b"abc"[taken..]).await.unwrap();
+            stream.shutdown().await.unwrap();
+            let mut got = [0; 32];
+            stream.read_exact(&mut got).await.unwrap();
+            assert!(got == Sha256::digest(b"abc")[..]);
+            node.features = 0;
+            let upserted = client.upsert_peer(pair.agent.id, node.clone()).await;
+            upserted.unwrap();
+        }
+    }
+}
+
+#[tokio::test]
 async fn a_refused_port_is_refused_and_the_tunnel_stays() {
     let Some(pair) = Pair::open(true).await else {
         return;

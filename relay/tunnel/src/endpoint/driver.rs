@@ -376,7 +376,13 @@ impl Driver {
         let Some(index) = self.peers.index_of_id(peer) else {
             return;
         };
+        let rtt = self.paths.rtt(peer);
         if let Some(slot) = self.peers.get_mut(index) {
+            // Sizes are proven one after the other: each is one more measurement.
+            for address in &slot.node.addresses {
+                rtt.into_iter()
+                    .for_each(|rtt| self.early.answered(*address, rtt));
+            }
             slot.mtu = mtu;
             for address in &slot.node.addresses {
                 self.stack.set_peer_mtu(*address, mtu);

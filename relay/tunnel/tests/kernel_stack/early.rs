@@ -3,6 +3,7 @@
 use std::io;
 use std::time::{Duration, Instant};
 
+use relay_tunnel::stack::StackOptions;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
@@ -119,6 +120,19 @@ async fn a_server_that_speaks_first_is_heard_as_soon_as_ever() {
     let (_stream, took) = tokio::join!(agent, client);
     // The server speaks when the handshake is done on its side.
     assert!(took <= RTT * 24 / 10, "{took:?}");
+}
+
+#[tokio::test]
+async fn an_end_that_takes_no_early_data_gets_it_afterwards() {
+    let Some(pair) = pair_with(StackOptions::default(), Place::Own) else {
+        return;
+    };
+    assert!(!pair.agent.takes_early_data());
+    let mut requests = serve(&pair);
+    let (mut stream, taken) = pair.connect_with(PORT, b"get").await.unwrap();
+    stream.write_all(&b"get"[taken..]).await.unwrap();
+    assert_eq!(answer(&mut stream).await, b"GET");
+    assert_eq!(requests.recv().await.unwrap(), b"get");
 }
 
 #[tokio::test]
