@@ -380,8 +380,9 @@ impl Driver {
         if let Some(slot) = self.peers.get_mut(index) {
             // Sizes are proven one after the other: each is one more measurement.
             for address in &slot.node.addresses {
-                rtt.into_iter()
-                    .for_each(|rtt| self.early.answered(*address, rtt));
+                if let Some(rtt) = rtt {
+                    self.early.answered(*address, rtt);
+                }
             }
             slot.mtu = mtu;
             for address in &slot.node.addresses {

@@ -74,7 +74,8 @@ async fn the_first_answer_comes_after_one_round_trip() {
         }
         times.sort();
         println!("{} bytes early: {times:?}", first.len());
-        assert!(times[2] <= bound, "{times:?}");
+        // A busy machine makes it slower; nothing makes one round trip more that fast.
+        assert!(times[0] <= bound, "{times:?}");
         assert!(times[0] >= RTT, "faster than the way: {times:?}");
     }
 }

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::net::{Ipv6Addr, SocketAddrV6};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -29,12 +30,24 @@ pub(crate) const REGION: u16 = 901;
 pub(crate) const CLIENT: Ipv6Addr = Ipv6Addr::new(0xfd7a, 0x115c, 0xa1e0, 0, 0, 0, 0, 1);
 pub(crate) const AGENT: Ipv6Addr = Ipv6Addr::new(0xfd7a, 0x115c, 0xa1e0, 0, 0, 0, 0, 2);
 
-type Clients = Arc<Mutex<HashMap<NodePublic, mpsc::Sender<(NodePublic, bytes::Bytes)>>>>;
+type Clients = Arc<Connected>;
+
+/// Who is connected to the relay.
+#[derive(Default)]
+struct Connected {
+    senders: Mutex<HashMap<NodePublic, mpsc::Sender<Carried>>>,
+    /// Milliseconds that a packet spends in the relay.
+    delay: AtomicU64,
+}
+
+/// A packet, from whom, and when it leaves the relay.
+type Carried = (NodePublic, bytes::Bytes, tokio::time::Instant);
 
 /// A relay on loopback that does the least a relay must.
 pub(crate) struct Relay {
     port: u16,
     key: NodePrivate,
+    clients: Clients,
     tasks: tokio::task::JoinSet<()>,
 }
 
@@ -44,6 +57,7 @@ impl Relay {
         let mut relay = Relay {
             port: 0,
             key,
+            clients: Clients::default(),
             tasks: tokio::task::JoinSet::new(),
         };
         relay.listen().await;
@@ -54,13 +68,20 @@ impl Relay {
     pub(crate) async fn listen(&mut self) {
         let listener = TcpListener::bind(("127.0.0.1", self.port)).await.unwrap();
         self.port = listener.local_addr().unwrap().port();
-        let (key, clients) = (self.key.clone(), Clients::default());
+        self.clients.senders.lock().unwrap().clear();
+        let (key, clients) = (self.key.clone(), self.clients.clone());
         self.tasks.spawn(async move {
             let mut connections = tokio::task::JoinSet::new();
             while let Ok((stream, _)) = listener.accept().await {
                 connections.spawn(serve(stream, key.clone(), clients.clone()));
             }
         });
+    }
+
+    /// Keeps every packet for so long from now on.
+    pub(crate) fn set_delay(&self, delay: Duration) {
+        let delay = delay.as_millis() as u64;
+        self.clients.delay.store(delay, Ordering::Relaxed);
     }
 
     /// Ends all connections and listens no more.
@@ -167,16 +188,23 @@ where
     let info = derp::handshake::ServerInfo::default();
     let answer = derp::handshake::server_info(&key, &client, &info, [7; 24]).to_bytes();
     stream.write_all(&answer).await.ok()?;
-    let (sender, mut receiver) = mpsc::channel::<(NodePublic, bytes::Bytes)>(512);
-    clients.lock().unwrap().insert(client, sender);
+    let (sender, mut receiver) = mpsc::channel::<Carried>(512);
+    clients.senders.lock().unwrap().insert(client, sender);
 
     let (mut read, mut write) = tokio::io::split(stream);
     let mut writer = tokio::task::JoinSet::new();
     writer.spawn(async move {
         let mut out = BytesMut::new();
-        while let Some((source, packet)) = receiver.recv().await {
+        while let Some((source, packet, leaves)) = receiver.recv().await {
+            tokio::time::sleep_until(leaves).await;
             derp::put_recv_packet(&mut out, &source, &packet);
-            while let Ok((source, packet)) = receiver.try_recv() {
+            while let Ok((source, packet, leaves)) = receiver.try_recv() {
+                if leaves > tokio::time::Instant::now() {
+                    if write.write_all_buf(&mut out).await.is_err() {
+                        return;
+                    }
+                    tokio::time::sleep_until(leaves).await;
+                }
                 derp::put_recv_packet(&mut out, &source, &packet);
             }
             if write.write_all_buf(&mut out).await.is_err() {
@@ -191,9 +219,11 @@ where
                 packet,
             } = frame
             {
-                let to = clients.lock().unwrap().get(&destination).cloned();
+                let to = clients.senders.lock().unwrap().get(&destination).cloned();
                 if let Some(to) = to {
-                    let _ = to.send((client, packet)).await;
+                    let delay = clients.delay.load(Ordering::Relaxed);
+                    let leaves = tokio::time::Instant::now() + Duration::from_millis(delay);
+                    let _ = to.send((client, packet, leaves)).await;
                 }
             }
         }
