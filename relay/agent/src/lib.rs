@@ -174,6 +174,11 @@ async fn handle(
                 "the control plane is away; connections through the tunnel stay"
             );
         }
+        Event::Refused(relay_control::Error::Unauthorized { url, .. }) => tracing::warn!(
+            url,
+            "this agent's token is not accepted any more; was the workspace rebuilt or deleted? \
+             Start the agent with the new token"
+        ),
         Event::Refused(error) => tracing::warn!(%error, "the control plane refuses this agent"),
     }
     Ok(None)

@@ -29,6 +29,8 @@ use crate::rpc::{Mux, RpcError};
 const OPEN_WITHIN: Duration = Duration::from_secs(15);
 const CALL_WITHIN: Duration = Duration::from_secs(15);
 const GOODBYE: Duration = Duration::from_secs(1);
+/// Between tries while the control plane refuses this agent.
+const REFUSED: Duration = Duration::from_secs(10);
 /// Between reports where the server names no interval.
 const STATS_EVERY: Duration = Duration::from_secs(300);
 
@@ -158,6 +160,7 @@ impl From<RpcError> for Broken {
 impl Run {
     async fn run(mut self) {
         let mut backoff = Backoff::new();
+        let mut refused = false;
         loop {
             let mut stop = self.stop.clone();
             let opened = tokio::select! {
@@ -165,21 +168,34 @@ impl Run {
                 () = stopped(&mut stop) => return,
             };
             match opened {
-                Ok(Ok(mux)) => match self.session(&mux, &mut backoff).await {
-                    Ok(End::Stopped) | Err(Broken::Closed) => return,
-                    Ok(End::Lost(reason)) => drop(self.tell(Event::Disconnected(reason)).await),
-                    Err(Broken::Rpc(error)) => {
-                        drop(self.tell(Event::Disconnected(error.to_string())).await);
+                Ok(Ok(mux)) => {
+                    refused = false;
+                    match self.session(&mux, &mut backoff).await {
+                        Ok(End::Stopped) | Err(Broken::Closed) => return,
+                        Ok(End::Lost(reason)) => drop(self.tell(Event::Disconnected(reason)).await),
+                        Err(Broken::Rpc(error)) => {
+                            drop(self.tell(Event::Disconnected(error.to_string())).await);
+                        }
                     }
-                },
+                }
                 Ok(Err(error)) if error.is_temporary() => {
                     tracing::debug!(%error, "control connection");
                 }
-                Ok(Err(error)) => drop(self.tell(Event::Refused(error)).await),
+                Ok(Err(error)) => {
+                    // Said once; asking again soon would change nothing.
+                    if !std::mem::replace(&mut refused, true) {
+                        drop(self.tell(Event::Refused(error)).await);
+                    }
+                }
                 Err(_) => tracing::debug!("the control plane takes too long to answer"),
             }
+            let pause = if refused {
+                REFUSED
+            } else {
+                backoff.next(rand::random())
+            };
             tokio::select! {
-                () = tokio::time::sleep(backoff.next(rand::random())) => {}
+                () = tokio::time::sleep(pause) => {}
                 () = stopped(&mut stop) => return,
                 () = self.events.closed() => return,
             }
