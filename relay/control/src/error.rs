@@ -106,7 +106,7 @@ impl Error {
     pub fn is_temporary(&self) -> bool {
         match self {
             Self::Unreachable { .. } | Self::Broken { .. } | Self::Call { .. } => true,
-            Self::Status { status, .. } => *status >= 502 || *status == 429,
+            Self::Status { status, .. } => *status >= 500 || *status == 429,
             _ => false,
         }
     }
