@@ -12,6 +12,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::accept::{Accepts, OnReset, OnSyn, PAIR_TIMEOUT, Ticket};
 use super::coalesce::Merger;
+use super::congestion;
 use super::helper::{Helper, Place};
 use super::listeners::Listeners;
 use super::mtu::PeerMtus;
@@ -102,7 +103,9 @@ impl KernelStack {
     pub async fn connect(&self, source: Ipv6Addr, remote: SocketAddrV6) -> io::Result<TcpStream> {
         let socket = self.outward(source)?;
         let socket = TcpSocket::from_std_stream(socket.into());
-        socket.connect(remote.into()).await
+        let stream = socket.connect(remote.into()).await?;
+        congestion::suit(&stream);
+        Ok(stream)
     }
 
     /// Opens a stream whose first bytes travel with its first packet, and says how many of `first`
@@ -127,7 +130,10 @@ impl KernelStack {
         let stream = TcpStream::from_std(socket.into())?;
         stream.writable().await?;
         match stream.take_error()? {
-            None => Ok((stream, taken)),
+            None => {
+                congestion::suit(&stream);
+                Ok((stream, taken))
+            }
             Some(error) => Err(error),
         }
     }
@@ -269,6 +275,7 @@ impl Shared {
 
     /// A connection came out of a listener: it belongs to whoever was dialled for it.
     pub(super) fn accepted(self: &Arc<Self>, flow: Flow, stream: TcpStream) {
+        congestion::suit(&stream);
         let stream = match lock(&self.accepts).accepted(flow) {
             Some(pair) => match pair.send(stream) {
                 Ok(()) => return,

@@ -14,6 +14,7 @@
 
 mod accept;
 mod coalesce;
+mod congestion;
 mod helper;
 mod kernel;
 mod listeners;
