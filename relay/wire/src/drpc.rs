@@ -253,6 +253,11 @@ impl Decoder {
         self.input.extend_from_slice(bytes);
     }
 
+    /// Whether nothing is left of what was pushed.
+    pub fn is_empty(&self) -> bool {
+        self.input.is_empty() && self.partial.is_none()
+    }
+
     /// The next whole packet; `None` when bytes are missing.
     pub fn next_packet(&mut self) -> Result<Option<Packet>, Error> {
         while let Some((frame, length)) = Frame::decode(&self.input)? {

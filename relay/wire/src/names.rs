@@ -76,25 +76,20 @@ pub fn pick_agent<'a, T>(
     }
 }
 
-/// The forms that only SSH takes, as `[owner/]workspace[.agent]`: `owner--workspace[--agent]` and
-/// `agent.workspace.owner`. Anything else stays as it is.
+/// The looser names of SSH, as `[owner/]workspace[.agent]`: pieces may be joined by `/`, `.` or
+/// `--`; three that dots alone join are agent, workspace and owner. More are left as they are.
 pub fn normalize_ssh(text: &str) -> String {
-    if let [agent, workspace, owner] = text.split('.').collect::<Vec<_>>()[..]
-        && !text.contains('/')
-        && !text.contains("--")
-    {
-        return format!("{owner}/{workspace}.{agent}");
-    }
-    match text.split_once('/') {
-        Some((owner, rest)) => match rest.split_once("--") {
-            Some((workspace, agent)) => format!("{owner}/{workspace}.{agent}"),
-            None => text.to_owned(),
-        },
-        None => match text.split("--").collect::<Vec<_>>()[..] {
-            [owner, workspace] => format!("{owner}/{workspace}"),
-            [owner, workspace, agent] => format!("{owner}/{workspace}.{agent}"),
-            _ => text.to_owned(),
-        },
+    let pieces: Vec<&str> = text
+        .split("--")
+        .flat_map(|part| part.split(['/', '.']))
+        .collect();
+    let dots_only = !text.contains("--") && !text.contains('/');
+    match pieces[..] {
+        [workspace, agent] if dots_only => format!("{workspace}.{agent}"),
+        [owner, workspace] => format!("{owner}/{workspace}"),
+        [agent, workspace, owner] if dots_only => format!("{owner}/{workspace}.{agent}"),
+        [owner, workspace, agent] => format!("{owner}/{workspace}.{agent}"),
+        _ => text.to_owned(),
     }
 }
 
@@ -112,4 +107,23 @@ pub fn ssh_host<'a>(host: &'a str, prefix: &str, suffix: &str) -> &'a str {
     dotted
         .and_then(|rest| rest.strip_suffix('.'))
         .unwrap_or(host)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ssh_names_may_mix_their_separators() {
+        for (text, name) in [
+            ("ws.agent", "ws.agent"),
+            ("owner.ws--agent", "owner/ws.agent"),
+            ("owner/ws/agent", "owner/ws.agent"),
+            ("a.b/c", "a/b.c"),
+            ("a--b/c", "a/b.c"),
+            ("a--b.c.d", "a--b.c.d"),
+        ] {
+            assert_eq!(normalize_ssh(text), name, "{text}");
+        }
+    }
 }

@@ -159,12 +159,66 @@ fn packets(session: &Value, towards: &str, role: yamux::Role) -> HashMap<u32, Ve
             }
         }
     }
+    for (id, decoder) in streams {
+        assert!(
+            decoder.is_empty(),
+            "bytes behind the last packet of stream {id}"
+        );
+    }
     calls
 }
 
-/// Decodes and gives the length of encoding it again, which is that of the bytes.
-fn length<M: Message + Default>(body: &[u8]) -> usize {
-    M::decode(body).expect("decodes").encoded_len()
+/// Decodes a message and encodes it again: the same bytes.
+fn same<M: Message + Default>(body: &[u8]) {
+    assert_eq!(
+        M::decode(body).expect("decodes").encode_to_vec().len(),
+        body.len()
+    );
+}
+
+/// What a client sends on a call.
+fn request(path: &str, body: &[u8]) {
+    match path {
+        tailnet::COORDINATE => same::<tailnet::CoordinateRequest>(body),
+        tailnet::STREAM_DERP_MAPS => same::<tailnet::StreamDerpMapsRequest>(body),
+        tailnet::REFRESH_RESUME_TOKEN => same::<tailnet::RefreshResumeTokenRequest>(body),
+        // Usage facts are nobody's concern here.
+        tailnet::POST_TELEMETRY => {}
+        agent::GET_MANIFEST => same::<agent::GetManifestRequest>(body),
+        agent::GET_ANNOUNCEMENT_BANNERS => same::<agent::GetAnnouncementBannersRequest>(body),
+        agent::GET_RESOURCES_MONITORING_CONFIGURATION => {
+            same::<agent::GetResourcesMonitoringConfigurationRequest>(body);
+        }
+        agent::UPDATE_STARTUP => same::<agent::UpdateStartupRequest>(body),
+        agent::UPDATE_LIFECYCLE => same::<agent::UpdateLifecycleRequest>(body),
+        agent::UPDATE_STATS => same::<agent::UpdateStatsRequest>(body),
+        agent::REPORT_CONNECTION => same::<agent::ReportConnectionRequest>(body),
+        other => panic!("a call that nothing knows: {other}"),
+    }
+}
+
+/// What a server answers.
+fn answer(path: &str, body: &[u8]) {
+    match path {
+        tailnet::COORDINATE => same::<tailnet::CoordinateResponse>(body),
+        tailnet::STREAM_DERP_MAPS => {
+            same::<tailnet::DerpMap>(body);
+            let map = tailnet::DerpMap::decode(body).expect("decodes");
+            assert!(map.home_params.is_some());
+        }
+        tailnet::REFRESH_RESUME_TOKEN => same::<tailnet::RefreshResumeTokenResponse>(body),
+        tailnet::POST_TELEMETRY => {}
+        agent::GET_MANIFEST => same::<agent::Manifest>(body),
+        agent::GET_ANNOUNCEMENT_BANNERS => same::<agent::GetAnnouncementBannersResponse>(body),
+        agent::GET_RESOURCES_MONITORING_CONFIGURATION => {
+            same::<agent::GetResourcesMonitoringConfigurationResponse>(body);
+        }
+        agent::UPDATE_STARTUP => same::<agent::Startup>(body),
+        agent::UPDATE_LIFECYCLE => same::<agent::Lifecycle>(body),
+        agent::UPDATE_STATS => same::<agent::UpdateStatsResponse>(body),
+        agent::REPORT_CONNECTION => same::<tailnet::Empty>(body),
+        other => panic!("a call that nothing knows: {other}"),
+    }
 }
 
 pub(super) fn control(session: &Value) {
@@ -175,18 +229,10 @@ pub(super) fn control(session: &Value) {
     for (id, packets) in &requests {
         assert_eq!(packets[0].kind, drpc::Kind::Invoke, "stream {id}");
         let path = std::str::from_utf8(&packets[0].body).expect("a path");
-        let messages = |packets: &[drpc::Packet]| {
-            let messages = packets
-                .iter()
-                .filter(|packet| packet.kind == drpc::Kind::Message);
-            messages
-                .map(|packet| packet.body.clone())
-                .collect::<Vec<_>>()
-        };
-        if path == tailnet::COORDINATE {
-            for body in messages(packets) {
+        for body in messages(packets) {
+            request(path, &body);
+            if path == tailnet::COORDINATE {
                 let request = tailnet::CoordinateRequest::decode(&body[..]).expect("decodes");
-                assert_eq!(request.encoded_len(), body.len());
                 nodes += usize::from(request.update_self.is_some());
             }
         }
@@ -195,21 +241,17 @@ pub(super) fn control(session: &Value) {
             .map(|packets| messages(packets))
             .unwrap_or_default()
         {
-            let again = match path {
-                tailnet::COORDINATE => length::<tailnet::CoordinateResponse>(&body),
-                tailnet::STREAM_DERP_MAPS => {
-                    let map = tailnet::DerpMap::decode(&body[..]).expect("decodes");
-                    assert!(map.home_params.is_some());
-                    map.encoded_len()
-                }
-                agent::GET_MANIFEST => length::<agent::Manifest>(&body),
-                agent::UPDATE_STATS => length::<agent::UpdateStatsResponse>(&body),
-                _ => continue,
-            };
-            assert_eq!(again, body.len(), "{path}");
+            answer(path, &body);
         }
     }
     assert!(nodes > 0);
+}
+
+fn messages(packets: &[drpc::Packet]) -> Vec<bytes::Bytes> {
+    let messages = packets
+        .iter()
+        .filter(|packet| packet.kind == drpc::Kind::Message);
+    messages.map(|packet| packet.body.clone()).collect()
 }
 
 /// Every JSON answer reads as what our client takes it for.
