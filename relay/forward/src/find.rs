@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use relay_control::rest::Client;
-use relay_wire::names::WorkspaceName;
+use relay_wire::names::{WorkspaceName, pick_agent};
 use relay_wire::rest::{AgentStatus, BuildStatus, Transition, Workspace, WorkspaceAgent};
 
 use crate::Error;
@@ -129,29 +129,24 @@ pub(crate) fn choose<'a>(
 ) -> Result<&'a WorkspaceAgent, Error> {
     let agents: Vec<_> = workspace.agents().collect();
     let title = || workspace.name.clone();
-    let names = |prefix: &str| {
-        let names = agents.iter().map(|agent| format!("{prefix}{}", agent.name));
-        names.collect::<Vec<_>>().join(", ")
-    };
-    match (name, &agents[..]) {
-        (_, []) => Err(Error::NoAgents(title())),
-        (Some(name), all) => match all.iter().find(|agent| agent.name == name) {
-            Some(agent) => Ok(agent),
-            None => Err(Error::UnknownAgent {
-                workspace: title(),
-                agent: name.to_owned(),
-                names: names(""),
-            }),
+    let picked = pick_agent(&agents, name, |agent| &agent.name);
+    picked.copied().map_err(|error| match error {
+        relay_wire::Error::AgentNotFound { name, known } => Error::UnknownAgent {
+            workspace: title(),
+            agent: name,
+            names: known.join(", "),
         },
-        (None, [agent]) => Ok(agent),
-        (None, _) => {
-            let names = names(&format!("{}.", workspace.name));
-            Err(Error::SeveralAgents {
+        relay_wire::Error::SeveralAgents(names) => {
+            let names = names
+                .iter()
+                .map(|name| format!("{}.{name}", workspace.name));
+            Error::SeveralAgents {
                 workspace: title(),
-                names,
-            })
+                names: names.collect::<Vec<_>>().join(", "),
+            }
         }
-    }
+        _ => Error::NoAgents(title()),
+    })
 }
 
 #[cfg(test)]
