@@ -84,6 +84,18 @@ pub enum Error {
         /// The command that lists these.
         list: &'static str,
     },
+    /// A template's app belongs to an agent that the workspace does not get.
+    #[error(
+        "template {template:?} has app {app:?} on agent {agent:?}, which is not among the workspace's agents; name that agent too, or none"
+    )]
+    AppWithoutAgent {
+        /// The template.
+        template: String,
+        /// The app's slug.
+        app: String,
+        /// Its agent's name.
+        agent: String,
+    },
     /// A workspace was not named as `OWNER/NAME`.
     #[error("workspace {0:?} is not of the form OWNER/NAME, for example alice/dev")]
     WorkspaceName(String),

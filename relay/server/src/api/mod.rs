@@ -137,9 +137,11 @@ impl From<Error> for Refusal {
         let status = match &error {
             Error::Exists { .. } => StatusCode::CONFLICT,
             Error::Missing { .. } => StatusCode::NOT_FOUND,
-            Error::Name { .. } | Error::Email(_) | Error::Password(_) | Error::WorkspaceName(_) => {
-                StatusCode::BAD_REQUEST
-            }
+            Error::Name { .. }
+            | Error::Email(_)
+            | Error::Password(_)
+            | Error::WorkspaceName(_)
+            | Error::AppWithoutAgent { .. } => StatusCode::BAD_REQUEST,
             _ => {
                 tracing::warn!(%error, "a request failed");
                 return Self::new(

@@ -1,6 +1,8 @@
 //! Cross-origin requests between apps (coder_facts §2.11): apps of one user may call each other,
 //! nobody else's.
 
+use std::str::FromStr;
+
 use http::header::{
     ACCESS_CONTROL_ALLOW_CREDENTIALS, ACCESS_CONTROL_ALLOW_HEADERS, ACCESS_CONTROL_ALLOW_METHODS,
     ACCESS_CONTROL_ALLOW_ORIGIN, ACCESS_CONTROL_REQUEST_HEADERS, ACCESS_CONTROL_REQUEST_METHOD,
@@ -29,6 +31,22 @@ impl Behavior {
             Self::Simple => "simple",
             Self::Passthru => "passthru",
         }
+    }
+}
+
+/// A text that is no behaviour.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("'{0}' is no CORS behavior; there are simple and passthru")]
+pub struct BehaviorError(String);
+
+impl FromStr for Behavior {
+    type Err = BehaviorError;
+
+    fn from_str(text: &str) -> Result<Self, BehaviorError> {
+        [Self::Simple, Self::Passthru]
+            .into_iter()
+            .find(|behavior| behavior.as_str() == text)
+            .ok_or_else(|| BehaviorError(text.to_owned()))
     }
 }
 

@@ -1,6 +1,10 @@
-//! The database: accounts, workspaces, agents and a few settings. No HTTP, no sessions.
+//! The database: accounts, templates, workspaces, agents with their apps, shared ports and a few
+//! settings. No HTTP, no sessions.
 
 mod agents;
+mod apps;
+mod shares;
+mod templates;
 mod users;
 mod workspaces;
 
@@ -17,7 +21,9 @@ use sqlx::{Row, SqlitePool};
 use uuid::Uuid;
 
 pub use agents::{Agent, AgentAccess, Lifecycle};
-pub use users::User;
+pub use apps::{App, AppHealth, HealthCheck, OpenIn};
+pub use templates::{CorsBehavior, Definition, Template};
+pub use users::{Scope, Session, User};
 pub use workspaces::{
     Build, CreatedAgent, CreatedWorkspace, Transition, Workspace, WorkspaceFilter,
 };
@@ -129,7 +135,8 @@ impl Store {
             .ok_or(Error::Corrupt { what: "setting" })
     }
 
-    /// A text that differs after every change of users, workspaces or tokens by any process.
+    /// A text that differs after every change of users, templates, workspaces, their agents or
+    /// shared ports by any process.
     pub(crate) async fn revision(&self) -> Result<String> {
         Ok(self.setting(REVISION).await?.unwrap_or_default())
     }
@@ -163,17 +170,24 @@ fn prepare_dir(path: &Path) -> std::io::Result<()> {
 }
 
 fn migrator() -> Migrator {
-    let first = Migration::new(
-        1,
-        Cow::Borrowed("accounts and workspaces"),
-        MigrationType::Simple,
-        Cow::Borrowed(include_str!(
-            "../../migrations/0001_accounts_and_workspaces.sql"
-        )),
-        false,
-    );
+    let migration = |version, about, sql| {
+        let (about, sql) = (Cow::Borrowed(about), Cow::Borrowed(sql));
+        Migration::new(version, about, MigrationType::Simple, sql, false)
+    };
+    let all = vec![
+        migration(
+            1,
+            "accounts and workspaces",
+            include_str!("../../migrations/0001_accounts_and_workspaces.sql"),
+        ),
+        migration(
+            2,
+            "templates and shares",
+            include_str!("../../migrations/0002_templates_and_shares.sql"),
+        ),
+    ];
     Migrator {
-        migrations: Cow::Owned(vec![first]),
+        migrations: Cow::Owned(all),
         ..Migrator::DEFAULT
     }
 }

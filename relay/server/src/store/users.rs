@@ -29,6 +29,46 @@ pub struct User {
     pub created_at: DateTime<Utc>,
 }
 
+/// What a key is good for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scope {
+    /// Everything that its user may do.
+    All,
+    /// Opening apps and ports.
+    ApplicationConnect,
+}
+
+impl Scope {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::All => "all",
+            Self::ApplicationConnect => "application_connect",
+        }
+    }
+
+    fn parse(text: &str) -> Result<Self> {
+        [Self::All, Self::ApplicationConnect]
+            .into_iter()
+            .find(|scope| scope.as_str() == text)
+            .ok_or(Error::Corrupt { what: "key scope" })
+    }
+}
+
+/// A key with its user.
+#[derive(Clone, Debug)]
+pub struct Session {
+    /// The key's id, which is no secret.
+    pub id: String,
+    /// Id of the session that the key came from: its own, unless it only opens apps.
+    pub origin: String,
+    /// What it is good for.
+    pub scope: Scope,
+    /// When it ends.
+    pub expires_at: DateTime<Utc>,
+    /// Whose it is.
+    pub user: User,
+}
+
 const USER_COLUMNS: &str = "users.id AS user_id, users.username, users.email, users.name AS full_name, \
      users.is_admin, users.created_at AS user_created_at";
 
@@ -200,24 +240,58 @@ impl Store {
 
     /// Makes a session token; only its hash is kept.
     pub async fn create_token(&self, user_id: Uuid) -> Result<String> {
+        let expires_at = now() + KEY_LIFE;
+        self.insert_key(user_id, Scope::All, None, expires_at).await
+    }
+
+    /// Makes a key that only opens apps. It ends with the session that asks for it, and no later
+    /// than `expires_at`.
+    pub async fn create_app_key(
+        &self,
+        session: &Session,
+        expires_at: DateTime<Utc>,
+    ) -> Result<String> {
+        let expires_at = expires_at.min(session.expires_at);
+        let scope = Scope::ApplicationConnect;
+        self.insert_key(session.user.id, scope, Some(&session.id), expires_at)
+            .await
+    }
+
+    async fn insert_key(
+        &self,
+        user_id: Uuid,
+        scope: Scope,
+        session_id: Option<&str>,
+        expires_at: DateTime<Utc>,
+    ) -> Result<String> {
         let (id, secret) = (secrets::alphanumeric(10), secrets::alphanumeric(22));
-        let created = now();
         sqlx::query(
-            "INSERT INTO api_keys (id, user_id, secret_hash, created_at, expires_at) \
-             VALUES ($1, $2, $3, $4, $5)",
+            "INSERT INTO api_keys \
+             (id, user_id, secret_hash, created_at, expires_at, scope, session_id) \
+             VALUES ($1, $2, $3, $4, $5, $6, $7)",
         )
         .bind(&id)
         .bind(user_id.to_string())
         .bind(secrets::token_hash(&secret))
-        .bind(created.timestamp_micros())
-        .bind((created + KEY_LIFE).timestamp_micros())
+        .bind(now().timestamp_micros())
+        .bind(expires_at.timestamp_micros())
+        .bind(scope.as_str())
+        .bind(session_id)
         .execute(&self.pool)
         .await?;
         Ok(format!("{id}-{secret}"))
     }
 
-    /// The account a session token belongs to.
+    /// The account a session token belongs to; a key that only opens apps belongs to nobody here.
     pub(crate) async fn user_by_token(&self, token: &str) -> Result<Option<User>> {
+        let session = self.session(token).await?;
+        Ok(session
+            .filter(|session| session.scope == Scope::All)
+            .map(|session| session.user))
+    }
+
+    /// What a session token or a key that only opens apps stands for.
+    pub async fn session(&self, token: &str) -> Result<Option<Session>> {
         let Some((id, secret)) = token.split_once('-') else {
             return Ok(None);
         };
@@ -225,8 +299,8 @@ impl Store {
             return Ok(None);
         }
         let statement = format!(
-            "SELECT {USER_COLUMNS}, api_keys.secret_hash FROM api_keys \
-             JOIN users ON users.id = api_keys.user_id \
+            "SELECT {USER_COLUMNS}, api_keys.secret_hash, api_keys.expires_at, api_keys.scope, \
+             api_keys.session_id FROM api_keys JOIN users ON users.id = api_keys.user_id \
              WHERE api_keys.id = $1 AND api_keys.expires_at > $2"
         );
         let row = sqlx::query(&statement)
@@ -236,14 +310,20 @@ impl Store {
             .await?;
         let Some(row) = row else { return Ok(None) };
         let hash: String = row.try_get("secret_hash")?;
-        if secrets::equal(&hash, &secrets::token_hash(secret)) {
-            user(&row).map(Some)
-        } else {
-            Ok(None)
+        if !secrets::equal(&hash, &secrets::token_hash(secret)) {
+            return Ok(None);
         }
+        let origin: Option<String> = row.try_get("session_id")?;
+        Ok(Some(Session {
+            id: id.to_owned(),
+            origin: origin.unwrap_or_else(|| id.to_owned()),
+            scope: Scope::parse(row.try_get("scope")?)?,
+            expires_at: time(&row, "expires_at")?,
+            user: user(&row)?,
+        }))
     }
 
-    /// Makes a session token worthless.
+    /// Makes a session token worthless, and the app keys that came from it.
     pub(crate) async fn delete_token(&self, token: &str) -> Result<()> {
         let id = token.split('-').next().unwrap_or_default();
         sqlx::query("DELETE FROM api_keys WHERE id = $1")
@@ -290,6 +370,29 @@ mod tests {
         }
         store.delete_token(&token).await.unwrap();
         assert!(store.user_by_token(&token).await.unwrap().is_none());
+    }
+
+    #[tokio::test]
+    async fn an_app_key_opens_only_apps_and_ends_with_its_session() {
+        let store = Store::in_memory().await.unwrap();
+        let alice = store
+            .create_user("alice", "a@b.test", "password", false)
+            .await
+            .unwrap();
+        let token = store.create_token(alice.id).await.unwrap();
+        let session = store.session(&token).await.unwrap().unwrap();
+        assert_eq!((session.scope, &session.origin), (Scope::All, &session.id));
+        let later = session.expires_at + TimeDelta::days(1);
+        let key = store.create_app_key(&session, later).await.unwrap();
+        let app = store.session(&key).await.unwrap().unwrap();
+        assert_eq!(app.scope, Scope::ApplicationConnect);
+        assert_eq!((&app.origin, app.user.id), (&session.id, alice.id));
+        assert_eq!(app.expires_at, session.expires_at);
+        assert!(store.user_by_token(&key).await.unwrap().is_none());
+        let over = store.create_app_key(&session, now()).await.unwrap();
+        assert!(store.session(&over).await.unwrap().is_none());
+        store.delete_token(&token).await.unwrap();
+        assert!(store.session(&key).await.unwrap().is_none());
     }
 
     #[tokio::test]

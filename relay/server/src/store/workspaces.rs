@@ -5,7 +5,13 @@ use sqlx::Row;
 use sqlx::sqlite::SqliteRow;
 use uuid::Uuid;
 
-use super::{Agent, Store, check_name, is_unique_violation, now, time, uuid};
+use super::apps::insert_apps;
+use super::templates::{TEMPLATE_COLUMNS, template};
+use super::{
+    Agent, App, CorsBehavior, Definition, Store, Template, check_name, is_unique_violation, now,
+    time, uuid,
+};
+use crate::apps::access::ShareLevel;
 use crate::error::{Error, Result};
 use crate::secrets;
 
@@ -24,10 +30,28 @@ pub struct Workspace {
     pub created_at: DateTime<Utc>,
     /// When somebody last forwarded a port of it.
     pub last_used_at: DateTime<Utc>,
+    /// What it was made from, if anything.
+    pub template: Option<Template>,
+    /// Whether its agents were named for it alone, and not by its template.
+    pub own_agents: bool,
     /// The newest build.
     pub build: Build,
     /// The agents, by name.
     pub agents: Vec<Agent>,
+}
+
+impl Workspace {
+    /// The highest level at which its ports are shared.
+    pub fn max_share_level(&self) -> ShareLevel {
+        let template = self.template.as_ref();
+        template.map_or(ShareLevel::Public, |template| template.max_share_level)
+    }
+
+    /// Who answers cross-origin requests to its apps and ports.
+    pub fn cors_behavior(&self) -> CorsBehavior {
+        let template = self.template.as_ref();
+        template.map_or_else(CorsBehavior::default, |template| template.cors_behavior)
+    }
 }
 
 /// What a build did to its workspace.
@@ -113,13 +137,14 @@ impl std::fmt::Debug for CreatedAgent {
 const WORKSPACE_COLUMNS: &str = "workspaces.id AS workspace_id, workspaces.owner_id, \
      users.username AS owner_name, workspaces.name AS workspace_name, \
      workspaces.created_at AS workspace_created_at, workspaces.last_used_at, \
-     builds.id AS build_id, builds.build_number, builds.transition, \
+     workspaces.own_agents, builds.id AS build_id, builds.build_number, builds.transition, \
      builds.created_at AS build_created_at";
 
 const WORKSPACE_TABLES: &str = "workspaces JOIN users ON users.id = workspaces.owner_id \
      JOIN builds ON builds.workspace_id = workspaces.id AND builds.build_number = \
      (SELECT MAX(newest.build_number) FROM builds AS newest \
-      WHERE newest.workspace_id = workspaces.id)";
+      WHERE newest.workspace_id = workspaces.id) \
+     LEFT JOIN templates ON templates.id = workspaces.template_id";
 
 fn build(row: &SqliteRow) -> Result<Build> {
     let transition: String = row.try_get("transition")?;
@@ -140,6 +165,11 @@ fn workspace(row: &SqliteRow) -> Result<Workspace> {
         name: row.try_get("workspace_name")?,
         created_at: time(row, "workspace_created_at")?,
         last_used_at: time(row, "last_used_at")?,
+        template: match row.try_get::<Option<String>, _>("template_id")? {
+            Some(_) => Some(template(row)?),
+            None => None,
+        },
+        own_agents: row.try_get("own_agents")?,
         build: build(row)?,
         agents: Vec::new(),
     })
@@ -153,19 +183,46 @@ impl Store {
         name: &str,
         agents: &[String],
     ) -> Result<CreatedWorkspace> {
+        let plan = Plan::new(agents, Vec::new(), true)?;
+        self.insert_workspace(owner_id, name, None, &plan).await
+    }
+
+    /// Creates a started workspace from a template: with its agents, or with these if there are any.
+    pub async fn create_workspace_from(
+        &self,
+        owner_id: Uuid,
+        name: &str,
+        template: &Template,
+        agents: &[String],
+    ) -> Result<CreatedWorkspace> {
+        let definition = self.definition(template.id).await?;
+        let plan = Plan::of_template(&template.name, definition, agents)?;
+        self.insert_workspace(owner_id, name, Some(template.id), &plan)
+            .await
+    }
+
+    async fn insert_workspace(
+        &self,
+        owner_id: Uuid,
+        name: &str,
+        template_id: Option<Uuid>,
+        plan: &Plan,
+    ) -> Result<CreatedWorkspace> {
         check_name("workspace", name)?;
-        check_agent_names(agents)?;
         let id = Uuid::new_v4();
         let created = now().timestamp_micros();
         let mut transaction = self.begin().await?;
         let done = sqlx::query(
-            "INSERT INTO workspaces (id, owner_id, name, created_at, last_used_at) \
-             VALUES ($1, $2, $3, $4, $4)",
+            "INSERT INTO workspaces \
+             (id, owner_id, name, created_at, last_used_at, template_id, own_agents) \
+             VALUES ($1, $2, $3, $4, $4, $5, $6)",
         )
         .bind(id.to_string())
         .bind(owner_id.to_string())
         .bind(name)
         .bind(created)
+        .bind(template_id.map(|id| id.to_string()))
+        .bind(plan.own_agents)
         .execute(&mut *transaction)
         .await;
         match done {
@@ -179,13 +236,14 @@ impl Store {
             Err(error) => return Err(error.into()),
         }
         insert_build(&mut transaction, id, Transition::Start).await?;
-        let agents = insert_agents(&mut transaction, id, agents).await?;
+        let agents = insert_agents(&mut transaction, id, plan).await?;
         Self::bump(&mut transaction).await?;
         transaction.commit().await?;
         Ok(CreatedWorkspace { id, agents })
     }
 
-    /// Builds a workspace anew: agents of the same names with new ids and tokens.
+    /// Builds a workspace anew: agents of the same names, or of those that its template has now,
+    /// with new ids and tokens.
     pub async fn rebuild_workspace(&self, workspace: &Workspace) -> Result<CreatedWorkspace> {
         let id = workspace.id;
         let names: Vec<_> = workspace
@@ -193,13 +251,25 @@ impl Store {
             .iter()
             .map(|agent| agent.name.clone())
             .collect();
+        let plan = match &workspace.template {
+            Some(template) => {
+                let definition = self.definition(template.id).await?;
+                let agents = if workspace.own_agents {
+                    &names[..]
+                } else {
+                    &[]
+                };
+                Plan::of_template(&template.name, definition, agents)?
+            }
+            None => Plan::new(&names, Vec::new(), true)?,
+        };
         let mut transaction = self.begin().await?;
         sqlx::query("DELETE FROM agents WHERE workspace_id = $1")
             .bind(id.to_string())
             .execute(&mut *transaction)
             .await?;
         insert_build(&mut transaction, id, Transition::Start).await?;
-        let agents = insert_agents(&mut transaction, id, &names).await?;
+        let agents = insert_agents(&mut transaction, id, &plan).await?;
         Self::bump(&mut transaction).await?;
         transaction.commit().await?;
         Ok(CreatedWorkspace { id, agents })
@@ -235,7 +305,7 @@ impl Store {
     /// The workspaces a filter lets through, by owner and name.
     pub async fn workspaces(&self, filter: &WorkspaceFilter) -> Result<Vec<Workspace>> {
         let statement = format!(
-            "SELECT {WORKSPACE_COLUMNS} FROM {WORKSPACE_TABLES} \
+            "SELECT {WORKSPACE_COLUMNS}, {TEMPLATE_COLUMNS} FROM {WORKSPACE_TABLES} \
              WHERE (CAST($1 AS TEXT) IS NULL OR workspaces.owner_id = $1) \
              ORDER BY users.username, workspaces.name"
         );
@@ -255,8 +325,9 @@ impl Store {
 
     /// The workspace of that id.
     pub async fn workspace(&self, id: Uuid) -> Result<Option<Workspace>> {
-        let statement =
-            format!("SELECT {WORKSPACE_COLUMNS} FROM {WORKSPACE_TABLES} WHERE workspaces.id = $1");
+        let statement = format!(
+            "SELECT {WORKSPACE_COLUMNS}, {TEMPLATE_COLUMNS} FROM {WORKSPACE_TABLES} WHERE workspaces.id = $1"
+        );
         let row = sqlx::query(&statement)
             .bind(id.to_string())
             .fetch_optional(&self.pool)
@@ -267,7 +338,7 @@ impl Store {
     /// The workspace of that owner and name.
     pub async fn workspace_by_name(&self, owner: Uuid, name: &str) -> Result<Option<Workspace>> {
         let statement = format!(
-            "SELECT {WORKSPACE_COLUMNS} FROM {WORKSPACE_TABLES} \
+            "SELECT {WORKSPACE_COLUMNS}, {TEMPLATE_COLUMNS} FROM {WORKSPACE_TABLES} \
              WHERE workspaces.owner_id = $1 AND workspaces.name = $2"
         );
         let row = sqlx::query(&statement)
@@ -305,6 +376,49 @@ impl Store {
             .execute(&self.pool)
             .await?;
         Ok(())
+    }
+}
+
+/// What a build makes.
+struct Plan {
+    agents: Vec<String>,
+    apps: Vec<App>,
+    own_agents: bool,
+}
+
+impl Plan {
+    fn new(agents: &[String], apps: Vec<App>, own_agents: bool) -> Result<Self> {
+        check_agent_names(agents)?;
+        Ok(Self {
+            agents: agents.to_vec(),
+            apps,
+            own_agents,
+        })
+    }
+
+    /// The template's own agents, or `agents` if there are any. An only agent gets all apps of an
+    /// only agent, whatever that one's name.
+    fn of_template(template: &str, definition: Definition, agents: &[String]) -> Result<Self> {
+        let Definition {
+            agents: named,
+            mut apps,
+        } = definition;
+        if agents.is_empty() {
+            return Self::new(&named, apps, false);
+        }
+        if let ([only], [_]) = (agents, &named[..]) {
+            for app in &mut apps {
+                only.clone_into(&mut app.agent);
+            }
+        }
+        match apps.iter().find(|app| !agents.contains(&app.agent)) {
+            Some(app) => Err(Error::AppWithoutAgent {
+                template: template.into(),
+                app: app.slug.clone(),
+                agent: app.agent.clone(),
+            }),
+            None => Self::new(agents, apps, true),
+        }
     }
 }
 
@@ -350,11 +464,11 @@ async fn insert_build(
 async fn insert_agents(
     transaction: &mut sqlx::Transaction<'_, sqlx::Sqlite>,
     workspace_id: Uuid,
-    names: &[String],
+    plan: &Plan,
 ) -> Result<Vec<CreatedAgent>> {
     let created = now().timestamp_micros();
-    let mut agents = Vec::with_capacity(names.len());
-    for name in names {
+    let mut agents = Vec::with_capacity(plan.agents.len());
+    for name in &plan.agents {
         let (id, token) = (Uuid::new_v4(), Uuid::new_v4().to_string());
         sqlx::query(
             "INSERT INTO agents (id, workspace_id, name, token_hash, created_at, updated_at, \
@@ -368,6 +482,8 @@ async fn insert_agents(
         .bind("created")
         .execute(&mut **transaction)
         .await?;
+        let apps = plan.apps.iter().filter(|app| app.agent == *name);
+        insert_apps(transaction, id, apps).await?;
         agents.push(CreatedAgent {
             name: name.clone(),
             id,
