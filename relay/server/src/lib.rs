@@ -16,6 +16,7 @@ mod session;
 mod state;
 mod store;
 mod stun;
+pub mod template;
 mod tls;
 
 pub use config::{Config, StunAddress, TlsFiles};

@@ -21,6 +21,7 @@ Examples:
   relay server --http-address 0.0.0.0:3000 --access-url http://relay.example.com:3000
   relay server user create alice --email alice@example.com --password-stdin --admin
   relay server workspace create alice/dev --agent main
+  relay server template add main.tf --name web
   relay server token create alice";
 
 /// Flags of `relay server`.

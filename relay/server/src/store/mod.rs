@@ -25,7 +25,7 @@ pub use apps::{App, AppHealth, HealthCheck, OpenIn};
 pub use templates::{CorsBehavior, Definition, Template};
 pub use users::{Scope, Session, User};
 pub use workspaces::{
-    Build, CreatedAgent, CreatedWorkspace, Transition, Workspace, WorkspaceFilter,
+    Build, CreatedAgent, CreatedWorkspace, DEFAULT_AGENT, Transition, Workspace, WorkspaceFilter,
 };
 
 use crate::error::{Error, Result};

@@ -379,6 +379,9 @@ impl Store {
     }
 }
 
+/// The agent of a workspace for which none is named.
+pub const DEFAULT_AGENT: &str = "main";
+
 /// What a build makes.
 struct Plan {
     agents: Vec<String>,
@@ -404,7 +407,10 @@ impl Plan {
             mut apps,
         } = definition;
         if agents.is_empty() {
-            return Self::new(&named, apps, false);
+            return match named.is_empty() {
+                true => Self::new(&[DEFAULT_AGENT.to_owned()], apps, false),
+                false => Self::new(&named, apps, false),
+            };
         }
         if let ([only], [_]) = (agents, &named[..]) {
             for app in &mut apps {

@@ -1,12 +1,16 @@
 //! Accounts, tokens and workspaces, changed in the database whether the server runs or not.
 
+mod template;
+
 use std::io::BufRead;
 use std::path::Path;
 
 use anyhow::{Context, ensure};
 use comfy_table::Table;
 use comfy_table::presets::NOTHING;
-use relay_server::{CreatedWorkspace, Error, Store, User, Workspace, WorkspaceFilter};
+use relay_server::{
+    CreatedWorkspace, DEFAULT_AGENT, Error, Store, User, Workspace, WorkspaceFilter,
+};
 use serde_json::{Value, json};
 
 use crate::output::{self, Format};
@@ -23,6 +27,9 @@ pub(super) enum Command {
     /// Manage workspaces.
     #[command(subcommand)]
     Workspace(WorkspaceCommand),
+    /// Manage templates: the agents and apps that workspaces are made of.
+    #[command(subcommand)]
+    Template(template::TemplateCommand),
 }
 
 #[derive(clap::Subcommand)]
@@ -79,9 +86,12 @@ pub(super) enum WorkspaceCommand {
         /// Owner and name
         #[arg(value_name = "OWNER/NAME")]
         name: String,
-        /// Name of an agent; may be repeated [default: main]
+        /// Name of an agent; may be repeated [default: the template's, or main]
         #[arg(long = "agent", value_name = "NAME")]
         agents: Vec<String>,
+        /// Name of a template, for its agents and apps
+        #[arg(long, value_name = "NAME")]
+        template: Option<String>,
         #[command(flatten)]
         output: Output,
     },
@@ -137,6 +147,7 @@ pub(super) async fn run(command: Command, data_dir: &Path) -> anyhow::Result<()>
         Command::User(command) => user(&store, command).await,
         Command::Token(TokenCommand::Create { name }) => token(&store, &name).await,
         Command::Workspace(command) => workspace(&store, command).await,
+        Command::Template(command) => template::run(&store, command).await,
     };
     store.close().await;
     done
@@ -204,14 +215,21 @@ async fn workspace(store: &Store, command: WorkspaceCommand) -> anyhow::Result<(
         WorkspaceCommand::Create {
             name,
             mut agents,
+            template,
             output,
         } => {
             let (owner, short) = split(&name)?;
-            let owner = find_user(store, owner).await?;
-            if agents.is_empty() {
-                agents.push("main".to_owned());
-            }
-            let made = store.create_workspace(owner.id, short, &agents).await?;
+            let owner = find_user(store, owner).await?.id;
+            let made = if let Some(template) = template {
+                let template = template::find(store, &template).await?;
+                let made = store.create_workspace_from(owner, short, &template, &agents);
+                made.await?
+            } else {
+                if agents.is_empty() {
+                    agents.push(DEFAULT_AGENT.to_owned());
+                }
+                store.create_workspace(owner, short, &agents).await?
+            };
             print_made(&output, &name, "created", &made)
         }
         WorkspaceCommand::Rebuild { name, output } => {
@@ -272,6 +290,7 @@ fn list(workspaces: &[Workspace], output: &Output) -> anyhow::Result<()> {
             "id": workspace.id,
             "owner": workspace.owner_name,
             "name": workspace.name,
+            "template": workspace.template.as_ref().map(|template| &template.name),
             "transition": state,
             "build_number": workspace.build.number,
             "created_at": workspace.created_at,
