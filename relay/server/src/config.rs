@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
+use relay_tunnel::stack::NetHelper;
 use url::Url;
 
 /// Where STUN requests are answered.
@@ -27,7 +28,7 @@ pub struct TlsFiles {
 }
 
 /// Settings of a server.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Config {
     /// Where HTTP requests are answered; port 0 takes a free one.
     pub http_address: SocketAddr,
@@ -43,6 +44,9 @@ pub struct Config {
     pub block_direct: bool,
     /// Whether peers reach relays by WebSocket only.
     pub force_websockets: bool,
+    /// Makes the server's end of tunnels, forked before the process had threads; without it no app
+    /// of a workspace can be opened through this server.
+    pub helper: Option<NetHelper>,
 }
 
 impl Config {
@@ -56,6 +60,7 @@ impl Config {
             tls: None,
             block_direct: false,
             force_websockets: false,
+            helper: None,
         }
     }
 }

@@ -6,6 +6,8 @@ pub mod apps;
 mod config;
 mod coordinator;
 mod derp;
+#[allow(dead_code)]
+mod dialer;
 mod error;
 mod hub;
 mod map;

@@ -23,6 +23,7 @@ use uuid::Uuid;
 
 use crate::config::{Config, StunAddress};
 use crate::derp::Relay;
+use crate::dialer::{Dial, NoTunnels};
 use crate::error::{Error, Result};
 use crate::hub::Hub;
 use crate::resume::ResumeKey;
@@ -67,6 +68,7 @@ impl Server {
         })?;
         let access_url = map::access_url(config.access_url.as_ref(), local, tls.is_some())?;
         let stun = open_stun(config.stun, local).await;
+        let dialer = dialer();
         let (stop, stopping) = watch::channel(false);
         let (alive, ended) = mpsc::channel(1);
         let state = State {
@@ -75,7 +77,8 @@ impl Server {
             access_url,
             block_direct: config.block_direct,
             force_websockets: config.force_websockets,
-            hub: Hub::default(),
+            hub: Arc::default(),
+            dialer,
             relay,
             resume,
             presence: Presence::default(),
@@ -144,6 +147,10 @@ impl Server {
         let _ = tokio::time::timeout(FAREWELL, ended.recv()).await;
         let _ = tokio::time::timeout(FAREWELL, store.close()).await;
     }
+}
+
+fn dialer() -> Arc<dyn Dial> {
+    Arc::new(NoTunnels("it was started without a net helper".to_owned()))
 }
 
 fn listen(address: SocketAddr) -> Result<TcpListener> {
@@ -298,6 +305,7 @@ async fn look_for_changes(state: Shared) {
         if let Ok(agents) = state.store.agent_ids().await {
             state.presence.keep_only(&agents);
             state.clients.keep_only(&agents);
+            state.dialer.keep_only(&agents);
         }
         state.changed();
     }

@@ -10,6 +10,7 @@ use url::Url;
 use uuid::Uuid;
 
 use crate::derp::Relay;
+use crate::dialer::Dial;
 use crate::hub::Hub;
 use crate::resume::ResumeKey;
 use crate::store::Store;
@@ -25,7 +26,10 @@ pub(crate) struct State {
     pub(crate) map: DerpMap,
     pub(crate) block_direct: bool,
     pub(crate) force_websockets: bool,
-    pub(crate) hub: Hub,
+    pub(crate) hub: Arc<Hub>,
+    /// The way into workspaces.
+    #[allow(dead_code)]
+    pub(crate) dialer: Arc<dyn Dial>,
     pub(crate) relay: Arc<Relay>,
     pub(crate) resume: ResumeKey,
     /// Agents with a session.

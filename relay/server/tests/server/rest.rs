@@ -190,12 +190,12 @@ async fn tls_is_spoken_with_the_files_given() {
     std::fs::write(&files.certificate, made.cert.pem()).unwrap();
     std::fs::write(&files.key, made.signing_key.serialize_pem()).unwrap();
     let address = "127.0.0.1:0".parse().unwrap();
-    let config = Config {
+    let config = || Config {
         stun: StunAddress::Off,
         tls: Some(files.clone()),
         ..Config::new(address, data.path().join("data"))
     };
-    let server = Server::start(config.clone()).await.unwrap();
+    let server = Server::start(config()).await.unwrap();
     assert_eq!(server.access_url().scheme(), "https");
     let mut access = Access::default();
     access.tls.ca_file = Some(files.certificate.clone());
@@ -211,7 +211,7 @@ async fn tls_is_spoken_with_the_files_given() {
     assert!(client.buildinfo().await.is_ok());
     server.shutdown().await;
     std::fs::write(&files.key, "nonsense").unwrap();
-    let error = Server::start(config).await.err().unwrap().to_string();
+    let error = Server::start(config()).await.err().unwrap().to_string();
     assert!(error.contains("key.pem"), "{error}");
 }
 
