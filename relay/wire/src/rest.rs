@@ -572,6 +572,17 @@ pub struct WorkspaceApp {
     pub health: String,
     /// Whether the dashboard leaves it out.
     pub hidden: bool,
+    /// Heading to show it under.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub group: String,
+    /// Markdown to show beside it.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub tooltip: String,
+    /// `slim-window` or `tab`.
+    pub open_in: String,
+    /// What it said about itself.
+    #[serde(deserialize_with = "null_is_default")]
+    pub statuses: Vec<serde_json::Value>,
 }
 
 /// How the health of an app is watched.
@@ -584,6 +595,104 @@ pub struct Healthcheck {
     pub interval: i32,
     /// Failures that make it unhealthy.
     pub threshold: i32,
+}
+
+/// A shared port of a workspace.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct PortShare {
+    /// The workspace.
+    pub workspace_id: Uuid,
+    /// The agent's name.
+    pub agent_name: String,
+    /// The port.
+    pub port: u16,
+    /// `organization`, `authenticated` or `public`.
+    pub share_level: String,
+    /// `http` or `https`.
+    pub protocol: String,
+}
+
+/// Answer to `GET /api/v2/workspaces/{id}/port-share`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct PortShares {
+    /// All of them, by port.
+    #[serde(deserialize_with = "null_is_default")]
+    pub shares: Vec<PortShare>,
+}
+
+/// A template.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Template {
+    /// Id.
+    pub id: Uuid,
+    /// When it was made.
+    pub created_at: Option<DateTime<Utc>>,
+    /// When it last changed.
+    pub updated_at: Option<DateTime<Utc>>,
+    /// Its organisation.
+    pub organization_id: Uuid,
+    /// Its name.
+    pub name: String,
+    /// Its name to show.
+    pub display_name: String,
+    /// The version that new workspaces get.
+    pub active_version_id: Uuid,
+    /// The highest level at which ports are shared.
+    pub max_port_share_level: String,
+    /// `simple` or `passthru`.
+    pub cors_behavior: String,
+}
+
+/// Body of `PATCH /api/v2/templates/{id}`, as far as it is heeded.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct UpdateTemplate {
+    /// The highest level at which ports are shared.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_port_share_level: Option<String>,
+    /// `simple` or `passthru`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cors_behavior: Option<String>,
+}
+
+/// Answer to `GET /api/v2/applications/host`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct AppHost {
+    /// The wildcard of apps' host names; empty when they have none.
+    pub host: String,
+}
+
+/// Answer to `GET /api/v2/regions`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Regions {
+    /// The places where apps are served.
+    #[serde(deserialize_with = "null_is_default")]
+    pub regions: Vec<Region>,
+}
+
+/// A place where apps are served.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Region {
+    /// Id.
+    pub id: Uuid,
+    /// Name.
+    pub name: String,
+    /// Name to show.
+    pub display_name: String,
+    /// Picture.
+    pub icon_url: String,
+    /// Whether it works.
+    pub healthy: bool,
+    /// Where apps without a host name of their own are.
+    pub path_app_url: String,
+    /// The wildcard of apps' host names; empty when they have none.
+    pub wildcard_hostname: String,
 }
 
 /// Answer to `GET /api/v2/workspaceagents/{id}/connection`.

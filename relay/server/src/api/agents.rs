@@ -35,7 +35,16 @@ async fn agent(
     let access = reachable(&state, &caller, &id).await?;
     let workspace = state.store.workspace(access.agent.workspace_id).await?;
     let resource = workspace.map_or(Uuid::nil(), |workspace| workspace.build.id);
-    Ok(Json(views::agent(&access.agent, resource, &state.presence)))
+    let names = views::Names {
+        owner: &access.owner_name,
+        workspace: &access.workspace_name,
+    };
+    Ok(Json(views::agent(
+        &access.agent,
+        &names,
+        resource,
+        &state.presence,
+    )))
 }
 
 async fn connection(State(state): State<Shared>, _caller: Caller) -> Json<ConnectionInfo> {

@@ -2,6 +2,8 @@
 
 mod agents;
 mod auth;
+mod shares;
+mod templates;
 mod users;
 mod version;
 mod views;
@@ -38,6 +40,8 @@ pub(crate) fn router(state: Shared) -> Router {
         .route("/deployment/ssh", get(ssh_config))
         .merge(users::routes())
         .merge(workspaces::routes())
+        .merge(shares::routes())
+        .merge(templates::routes())
         .merge(agents::routes());
     Router::new()
         .nest("/api/v2", api)

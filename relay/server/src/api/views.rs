@@ -5,8 +5,10 @@ use std::collections::BTreeMap;
 use relay_wire::rest;
 use uuid::Uuid;
 
+use crate::apps::hostname::{AppHost, port_info};
+use crate::apps::ports::Share;
 use crate::state::Presence;
-use crate::store::{Agent, Build, Transition, User, Workspace};
+use crate::store::{Agent, App, AppHealth, Build, Template, Transition, User, Workspace};
 
 pub(super) fn user(user: &User) -> rest::User {
     let role = |name: &str, display_name: &str| rest::Role {
@@ -32,6 +34,8 @@ pub(super) fn user(user: &User) -> rest::User {
 
 pub(super) fn workspace(workspace: &Workspace, presence: &Presence) -> rest::Workspace {
     let latest_build = build(workspace, &workspace.build, presence);
+    let template = workspace.template.as_ref();
+    let template_id = template_of(workspace);
     let failing: Vec<Uuid> = latest_build
         .resources
         .iter()
@@ -46,9 +50,9 @@ pub(super) fn workspace(workspace: &Workspace, presence: &Presence) -> rest::Wor
         owner_id: workspace.owner_id,
         owner_name: workspace.owner_name.clone(),
         name: workspace.name.clone(),
-        template_id: workspace.id,
-        template_name: TEMPLATE.to_owned(),
-        template_active_version_id: workspace.id,
+        template_id,
+        template_name: template.map_or_else(|| TEMPLATE.to_owned(), |found| found.name.clone()),
+        template_active_version_id: template_id,
         last_used_at: Some(workspace.last_used_at),
         health: rest::WorkspaceHealth {
             healthy: failing.is_empty(),
@@ -72,6 +76,10 @@ pub(super) fn build(
     };
     let running = build.transition == Transition::Start && build.id == workspace.build.id;
     let agents = workspace.agents.iter();
+    let names = Names {
+        owner: &workspace.owner_name,
+        workspace: &workspace.name,
+    };
     let resource = running.then(|| rest::Resource {
         id: build.id,
         created_at: Some(build.created_at),
@@ -80,7 +88,7 @@ pub(super) fn build(
         kind: "relay_agent".to_owned(),
         name: workspace.name.clone(),
         agents: agents
-            .map(|found| agent(found, build.id, presence))
+            .map(|found| agent(found, &names, build.id, presence))
             .collect(),
     });
     rest::WorkspaceBuild {
@@ -89,7 +97,7 @@ pub(super) fn build(
         updated_at: Some(build.created_at),
         workspace_id: workspace.id,
         workspace_name: workspace.name.clone(),
-        template_version_id: workspace.id,
+        template_version_id: template_of(workspace),
         build_number: i32::try_from(build.number).unwrap_or(i32::MAX),
         transition,
         status,
@@ -111,8 +119,38 @@ fn job(id: Uuid, build: &Build) -> rest::Job {
     }
 }
 
-/// Workspaces have no templates here; this names the one they all seem to come from.
+/// What workspaces without a template seem to come from.
 const TEMPLATE: &str = "relay";
+
+/// The id of a workspace's template; a workspace without one is its own.
+fn template_of(workspace: &Workspace) -> Uuid {
+    let template = workspace.template.as_ref();
+    template.map_or(workspace.id, |template| template.id)
+}
+
+pub(super) fn template(template: &Template) -> rest::Template {
+    rest::Template {
+        id: template.id,
+        created_at: Some(template.created_at),
+        updated_at: Some(template.updated_at),
+        organization_id: Uuid::nil(),
+        name: template.name.clone(),
+        display_name: String::new(),
+        active_version_id: template.id,
+        max_port_share_level: template.max_share_level.to_string(),
+        cors_behavior: template.cors_behavior.as_str().to_owned(),
+    }
+}
+
+pub(super) fn share(workspace_id: Uuid, share: &Share) -> rest::PortShare {
+    rest::PortShare {
+        workspace_id,
+        agent_name: share.agent_name.clone(),
+        port: share.port,
+        share_level: share.level.to_string(),
+        protocol: share.protocol.scheme().to_owned(),
+    }
+}
 
 pub(super) fn template_version(id: Uuid) -> rest::TemplateVersion {
     rest::TemplateVersion {
@@ -129,7 +167,19 @@ pub(super) fn template_version(id: Uuid) -> rest::TemplateVersion {
     }
 }
 
-pub(super) fn agent(agent: &Agent, resource_id: Uuid, presence: &Presence) -> rest::WorkspaceAgent {
+/// What an app's host name is made of besides its own.
+pub(super) struct Names<'a> {
+    pub(super) owner: &'a str,
+    pub(super) workspace: &'a str,
+}
+
+pub(super) fn agent(
+    agent: &Agent,
+    names: &Names<'_>,
+    resource_id: Uuid,
+    presence: &Presence,
+) -> rest::WorkspaceAgent {
+    let apps = agent.apps.iter();
     let seen = presence.last_seen(agent.id);
     let status = match (seen, agent.first_connected_at) {
         (Some(_), _) => rest::AgentStatus::Connected,
@@ -156,6 +206,10 @@ pub(super) fn agent(agent: &Agent, resource_id: Uuid, presence: &Presence) -> re
         version: agent.version.clone(),
         api_version: super::version::NEWEST.to_owned(),
         expanded_directory: agent.directory.clone(),
+        apps: apps
+            .map(|(found, health)| app(found, *health, names))
+            .collect(),
+        display_apps: vec!["port_forwarding_helper".to_owned()],
         health: rest::AgentHealth {
             healthy,
             reason: if healthy {
@@ -169,4 +223,50 @@ pub(super) fn agent(agent: &Agent, resource_id: Uuid, presence: &Presence) -> re
         startup_script_behavior: "non-blocking".to_owned(),
         ..rest::WorkspaceAgent::default()
     }
+}
+
+fn app(app: &App, health: AppHealth, names: &Names<'_>) -> rest::WorkspaceApp {
+    let check = app.healthcheck.clone().unwrap_or_default();
+    let number = |number| i32::try_from(number).unwrap_or(i32::MAX);
+    rest::WorkspaceApp {
+        id: app.id,
+        url: app.url.clone(),
+        external: app.external,
+        slug: app.slug.clone(),
+        display_name: app.display_name.clone(),
+        command: app.command.clone(),
+        icon: app.icon.clone(),
+        subdomain: app.subdomain,
+        subdomain_name: match app.subdomain {
+            true => host_label(app, names),
+            false => String::new(),
+        },
+        sharing_level: app.share.to_string(),
+        healthcheck: rest::Healthcheck {
+            url: check.url,
+            interval: number(check.interval),
+            threshold: number(check.threshold),
+        },
+        health: health.as_str().to_owned(),
+        hidden: app.hidden,
+        group: app.group.clone(),
+        tooltip: app.tooltip.clone(),
+        open_in: app.open_in.as_str().to_owned(),
+        statuses: Vec::new(),
+    }
+}
+
+/// The first label of an app's host name. A slug that looks like a port needs its agent.
+fn host_label(app: &App, names: &Names<'_>) -> String {
+    let host = AppHost {
+        slug_or_port: app.slug.clone(),
+        agent: match port_info(&app.slug) {
+            Some(_) => app.agent.clone(),
+            None => String::new(),
+        },
+        workspace: names.workspace.to_owned(),
+        user: names.owner.to_owned(),
+        ..AppHost::default()
+    };
+    host.to_string()
 }

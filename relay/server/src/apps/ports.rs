@@ -44,8 +44,8 @@ pub fn allowed(port: i64) -> Option<u16> {
     u16::try_from(port).ok().filter(|port| *port >= FIRST_PORT)
 }
 
-/// The body of a request to share a port.
-#[derive(Clone, Debug, Deserialize)]
+/// The body of a request to share a port, or to take a share back.
+#[derive(Clone, Debug, Default, Deserialize)]
 pub struct ShareRequest {
     /// The agent's name.
     #[serde(default)]
@@ -100,6 +100,18 @@ pub enum ShareError {
     /// No such agent in the workspace's latest build.
     #[error("the workspace has no agent '{0}'")]
     NoAgent(String),
+}
+
+impl ShareError {
+    /// The field of the request that is wrong.
+    pub fn field(&self) -> &'static str {
+        match self {
+            Self::Level(_) | Self::AboveMaximum { .. } => "share_level",
+            Self::Port(_) => "port",
+            Self::Protocol(_) => "protocol",
+            Self::NoAgent(_) => "agent_name",
+        }
+    }
 }
 
 impl ShareRequest {

@@ -5,7 +5,7 @@ use sqlx::Row;
 use sqlx::sqlite::SqliteRow;
 use uuid::Uuid;
 
-use super::{Store, maybe_time, now, time, uuid};
+use super::{App, AppHealth, Store, maybe_time, now, time, uuid};
 use crate::error::{Error, Result};
 use crate::secrets;
 
@@ -38,6 +38,8 @@ pub struct Agent {
     pub version: String,
     /// Its working directory.
     pub directory: String,
+    /// Its apps with their health, in the order in which they are shown.
+    pub apps: Vec<(App, AppHealth)>,
 }
 
 /// What an agent is doing.
@@ -128,6 +130,7 @@ fn agent(row: &SqliteRow) -> Result<Agent> {
         lifecycle: Lifecycle::parse(row.try_get("lifecycle")?)?,
         version: row.try_get("version")?,
         directory: row.try_get("directory")?,
+        apps: Vec::new(),
     })
 }
 
@@ -149,7 +152,15 @@ impl Store {
             .bind(workspace_id.to_string())
             .fetch_all(&self.pool)
             .await?;
-        rows.iter().map(agent).collect()
+        let mut agents: Vec<_> = rows.iter().map(agent).collect::<Result<_>>()?;
+        if !agents.is_empty() {
+            let mut apps = self.apps_of_workspace(workspace_id).await?;
+            for agent in &mut agents {
+                let own = apps.extract_if(.., |(of, _)| *of == agent.id);
+                agent.apps = own.map(|(_, app)| app).collect();
+            }
+        }
+        Ok(agents)
     }
 
     /// The agent of that id.
@@ -159,7 +170,13 @@ impl Store {
             .bind(id.to_string())
             .fetch_optional(&self.pool)
             .await?;
-        row.as_ref().map(access).transpose()
+        let Some(row) = row else { return Ok(None) };
+        self.with_apps(access(&row)?).await.map(Some)
+    }
+
+    async fn with_apps(&self, mut access: AgentAccess) -> Result<AgentAccess> {
+        access.agent.apps = self.apps_of_agent(access.agent.id).await?;
+        Ok(access)
     }
 
     /// The agent a token belongs to.
@@ -177,7 +194,7 @@ impl Store {
         let Some(row) = row else { return Ok(None) };
         let stored: String = row.try_get("token_hash")?;
         if secrets::equal(&stored, &hash) {
-            access(&row).map(Some)
+            self.with_apps(access(&row)?).await.map(Some)
         } else {
             Ok(None)
         }

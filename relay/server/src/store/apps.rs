@@ -141,11 +141,9 @@ fn app(row: &SqliteRow) -> Result<(App, AppHealth)> {
     Ok((App { id, ..stored }, health))
 }
 
-/// In the order in which they are shown.
-fn sorted(rows: &[SqliteRow]) -> Result<Vec<(App, AppHealth)>> {
-    let mut apps: Vec<_> = rows.iter().map(app).collect::<Result<_>>()?;
-    apps.sort_by(|(a, _), (b, _)| (a.order, &a.slug).cmp(&(b.order, &b.slug)));
-    Ok(apps)
+/// The place of an app among others.
+fn place((app, _): &(App, AppHealth)) -> (i64, String) {
+    (app.order, app.slug.clone())
 }
 
 impl Store {
@@ -156,7 +154,29 @@ impl Store {
                 .bind(agent_id.to_string())
                 .fetch_all(&self.pool)
                 .await?;
-        sorted(&rows)
+        let mut apps: Vec<_> = rows.iter().map(app).collect::<Result<_>>()?;
+        apps.sort_by_cached_key(place);
+        Ok(apps)
+    }
+
+    /// The apps of all agents of a workspace, by the agents' ids.
+    pub(super) async fn apps_of_workspace(
+        &self,
+        workspace_id: Uuid,
+    ) -> Result<Vec<(Uuid, (App, AppHealth))>> {
+        let rows = sqlx::query(
+            "SELECT apps.id AS app_id, apps.health, apps.definition, apps.agent_id FROM apps \
+             JOIN agents ON agents.id = apps.agent_id WHERE agents.workspace_id = $1",
+        )
+        .bind(workspace_id.to_string())
+        .fetch_all(&self.pool)
+        .await?;
+        let mut apps: Vec<_> = rows
+            .iter()
+            .map(|row| Ok((uuid(row, "agent_id")?, app(row)?)))
+            .collect::<Result<_>>()?;
+        apps.sort_by_cached_key(|(_, app)| place(app));
+        Ok(apps)
     }
 
     /// The app of that slug in a workspace, with the id of its agent.

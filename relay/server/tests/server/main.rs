@@ -9,4 +9,6 @@ mod hostile;
 mod recorded;
 mod relay;
 mod rest;
+mod shares;
 mod support;
+mod templates;

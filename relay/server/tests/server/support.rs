@@ -90,6 +90,35 @@ impl Plane {
         self.server.store().workspaces(&filter).await.unwrap().len()
     }
 
+    /// Sends a request with a JSON body; an answer without one is null.
+    pub(crate) async fn json(
+        &self,
+        method: &str,
+        path: &str,
+        token: &str,
+        body: &serde_json::Value,
+    ) -> (u16, serde_json::Value) {
+        let body = body.to_string();
+        let length = body.len();
+        let request = format!(
+            "{method} /api/v2/{path} HTTP/1.1\r\nHost: relay\r\nConnection: close\r\n\
+             Coder-Session-Token: {token}\r\nContent-Length: {length}\r\n\r\n{body}"
+        );
+        let answer = crate::rest::exchange(self, &request).await;
+        let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+        let status = head.split(' ').nth(1).unwrap().parse().unwrap();
+        (status, serde_json::from_str(body).unwrap_or_default())
+    }
+
+    /// Another user's session.
+    pub(crate) async fn session_of(&self, name: &str, admin: bool) -> String {
+        let store = self.server.store();
+        let email = format!("{name}@example.com");
+        let made = store.create_user(name, &email, "correct-horse-7", admin);
+        let user = made.await.unwrap();
+        store.create_token(user.id).await.unwrap()
+    }
+
     /// Opens a control WebSocket.
     pub(crate) async fn control(&self, path: &str, headers: &[(&str, &str)]) -> Result<Mux, u16> {
         let target = format!("ws://{}/api/v2/{path}", self.address());
