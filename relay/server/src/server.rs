@@ -25,7 +25,6 @@ use crate::config::{Config, StunAddress};
 use crate::derp::Relay;
 use crate::dialer::{Dial, NoTunnels};
 use crate::error::{Error, Result};
-use crate::hub::Hub;
 use crate::resume::ResumeKey;
 use crate::state::{Presence, Shared, State};
 use crate::store::Store;
