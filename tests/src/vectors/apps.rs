@@ -10,7 +10,6 @@ use relay_server::apps::forwarded::{Trust, wire_case};
 use relay_server::apps::hostname::{AppHost, HostError, Protocol, change_protocol, port_info};
 use relay_server::apps::identity::{Identity, IdentityError};
 use relay_server::apps::pattern::{Handler, Pattern, PatternError, policy_host, route};
-use relay_server::apps::ports::{self, ShareError, ShareRequest};
 use relay_server::apps::redirect::{self, Place};
 use relay_server::apps::stats::{Collector, Subject};
 use relay_server::apps::{cookies, cors as cors_rules, names as name_rules};
@@ -443,59 +442,6 @@ pub(super) fn app_access(row: &Value) -> Ran {
             });
         }
         Some(found)
-    })
-}
-
-pub(super) fn port_share_api(row: &Value) -> Ran {
-    // Listing and deleting need the store.
-    with(row, |input, expect| {
-        if let Some(maximum) = input["new_max"].as_str() {
-            let maximum = maximum.parse().expect("as the row says");
-            let after: Vec<&str> = input["shares"]
-                .as_array()?
-                .iter()
-                .map(|share| {
-                    share
-                        .as_str()
-                        .expect("as the row says")
-                        .parse()
-                        .expect("as the row says")
-                })
-                .filter_map(|level| ports::after_lowering(level, maximum))
-                .map(ShareLevel::as_str)
-                .collect();
-            return Some(json!({"shares_after": after}));
-        }
-        if input["method"] != "POST" {
-            return None;
-        }
-        let request: ShareRequest =
-            serde_json::from_value(input["body"].clone()).expect("as the row says");
-        let maximum = text(input, "template_max")
-            .parse()
-            .expect("as the row says");
-        let exists = input["agent_exists"].as_bool().expect("as the row says");
-        Some(match request.check(maximum, |_| exists) {
-            Ok(share) => {
-                let mut found = expect.clone();
-                found["body"] = json!({
-                    "agent_name": share.agent_name,
-                    "port": share.port,
-                    "share_level": share.level.as_str(),
-                    "protocol": share.protocol.scheme(),
-                    "workspace_id": "<uuid>",
-                });
-                found["status"] = json!(200);
-                found
-            }
-            Err(error) => json!({"status": 400, "error": match error {
-                ShareError::Level(_) => "level_not_allowed",
-                ShareError::Port(_) => "port_range",
-                ShareError::Protocol(_) => "protocol_not_allowed",
-                ShareError::AboveMaximum { .. } => "above_max_level",
-                ShareError::NoAgent(_) => "agent_not_found",
-            }}),
-        })
     })
 }
 

@@ -8,6 +8,7 @@ mod apps;
 mod control;
 mod forward;
 mod live;
+mod shares;
 mod wire;
 
 use std::cell::RefCell;
@@ -74,7 +75,7 @@ fn runner(file: &str) -> Option<Runner> {
         "cors.json" => rows(apps::cors),
         "auth_flow.json" => rows(apps::auth_flow),
         "app_access.json" => rows(apps::app_access),
-        "port_share_api.json" => rows(apps::port_share_api),
+        "port_share_api.json" => rows(shares::port_share_api),
         "app_stats.json" => rows(apps::app_stats),
         "listening_ports.json" => rows(agent::listening_ports),
         "app_health.json" => rows(agent::app_health),
