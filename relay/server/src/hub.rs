@@ -45,6 +45,11 @@ impl Hub {
         inner.deliver();
     }
 
+    /// Whether a peer has a seat.
+    pub(crate) fn has(&self, id: Uuid) -> bool {
+        self.lock().core.has(id)
+    }
+
     /// Gives a seat up.
     pub(crate) fn leave(&self, seat: SeatId) {
         let mut inner = self.lock();

@@ -96,6 +96,26 @@ pub(crate) fn derp_map(access: &Url, stun: Option<Stun>) -> DerpMap {
     map
 }
 
+/// The map for this process itself: its relay is where it listens, whatever stands before that.
+pub(crate) fn own(map: &DerpMap, local: SocketAddr, tls: bool) -> DerpMap {
+    let mut map = map.clone();
+    let ip = match local.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
+        IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
+        ip => ip,
+    };
+    for region in map.regions.values_mut().filter(|r| r.embedded_relay) {
+        for node in &mut region.nodes {
+            node.host_name = ip.to_string();
+            node.derp_port = i32::from(local.port());
+            node.force_http = !tls;
+            // The certificate is for other names, and the way does not leave this machine.
+            node.insecure_for_tests = tls;
+        }
+    }
+    map
+}
+
 fn stun_region(host_name: String, port: u16) -> Region {
     Region {
         embedded_relay: false,
@@ -132,6 +152,26 @@ mod tests {
         let ftp = Url::parse("ftp://x").unwrap();
         let error = access_url(Some(&ftp), "10.0.0.1:1".parse().unwrap(), false).unwrap_err();
         assert!(error.to_string().contains("ftp://x"), "{error}");
+    }
+
+    #[test]
+    fn the_server_itself_reaches_its_relay_where_it_listens() {
+        let url = Url::parse("https://relay.example.com").unwrap();
+        let map = derp_map(&url, None);
+        let relay = |local: &str, tls| {
+            let own = own(&map, local.parse().unwrap(), tls);
+            let node = &own.regions[&999].nodes[0];
+            (
+                node.relay_url().unwrap().to_string(),
+                node.insecure_for_tests,
+            )
+        };
+        let plain = relay("0.0.0.0:3000", false);
+        assert_eq!(plain, ("http://127.0.0.1:3000/derp".to_owned(), false));
+        let tls = relay("[::]:443", true);
+        assert_eq!(tls, ("https://[::1]/derp".to_owned(), true));
+        let one = relay("192.0.2.1:80", false).0;
+        assert_eq!(one, "http://192.0.2.1/derp");
     }
 
     #[test]

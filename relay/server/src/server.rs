@@ -9,6 +9,7 @@ use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use rand::TryRngCore;
+use relay_tunnel::stack::NetHelper;
 use relay_wire::derp_map::DerpMap;
 use relay_wire::keys::NodePrivate;
 use relay_wire::stun::DEFAULT_PORT;
@@ -23,7 +24,7 @@ use uuid::Uuid;
 
 use crate::config::{Config, StunAddress};
 use crate::derp::Relay;
-use crate::dialer::{Dial, NoTunnels};
+use crate::dialer::{Dial, NoTunnels, Setup, Tunnels};
 use crate::error::{Error, Result};
 use crate::resume::ResumeKey;
 use crate::state::{Presence, Shared, State};
@@ -67,17 +68,25 @@ impl Server {
         })?;
         let access_url = map::access_url(config.access_url.as_ref(), local, tls.is_some())?;
         let stun = open_stun(config.stun, local).await;
-        let dialer = dialer();
         let (stop, stopping) = watch::channel(false);
         let (alive, ended) = mpsc::channel(1);
+        let map = map::derp_map(&access_url, stun.as_ref().map(|(_, place)| *place));
+        let hub = Arc::default();
+        let setup = Setup {
+            hub: Arc::clone(&hub),
+            map: map::own(&map, local, tls.is_some()),
+            block_direct: config.block_direct,
+            force_websockets: config.force_websockets,
+            stopping: stopping.clone(),
+        };
         let state = State {
             deployment_id,
-            map: map::derp_map(&access_url, stun.as_ref().map(|(_, place)| *place)),
+            map,
             access_url,
             block_direct: config.block_direct,
             force_websockets: config.force_websockets,
-            hub: Arc::default(),
-            dialer,
+            hub,
+            dialer: dialer(config.helper, setup),
             relay,
             resume,
             presence: Presence::default(),
@@ -148,8 +157,11 @@ impl Server {
     }
 }
 
-fn dialer() -> Arc<dyn Dial> {
-    Arc::new(NoTunnels("it was started without a net helper".to_owned()))
+fn dialer(helper: Option<NetHelper>, setup: Setup) -> Arc<dyn Dial> {
+    match helper {
+        Some(helper) => Arc::new(Tunnels::new(helper, setup)),
+        None => Arc::new(NoTunnels("it was started without a net helper".to_owned())),
+    }
 }
 
 fn listen(address: SocketAddr) -> Result<TcpListener> {

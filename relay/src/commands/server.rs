@@ -10,6 +10,7 @@ use anyhow::{Context, ensure};
 use clap::builder::BoolishValueParser;
 use relay_engine::limits;
 use relay_server::{Config, Server, StunAddress, TlsFiles};
+use relay_tunnel::stack::NetHelper;
 use url::Url;
 
 use crate::cli::Global;
@@ -77,6 +78,8 @@ pub(crate) fn run(args: Args, _global: &Global) -> anyhow::Result<()> {
         None => default_data_dir()?,
     };
     let serving = args.command.is_none();
+    // Before the first thread: the helper must be alone when it is forked.
+    let helper = if serving { net_helper() } else { None };
     let runtime = match serving {
         true => tokio::runtime::Builder::new_multi_thread(),
         false => tokio::runtime::Builder::new_current_thread(),
@@ -86,9 +89,20 @@ pub(crate) fn run(args: Args, _global: &Global) -> anyhow::Result<()> {
     if let Some(command) = args.command {
         return runtime.block_on(admin::run(command, &data_dir));
     }
-    let config = args.config(data_dir)?;
+    let config = Config {
+        helper,
+        ..args.config(data_dir)?
+    };
     limits::raise_descriptor_limit();
     runtime.block_on(serve(config))
+}
+
+/// Makes the server's way into workspaces; everything else works without it.
+fn net_helper() -> Option<NetHelper> {
+    let helper = NetHelper::spawn();
+    helper
+        .map_err(|error| tracing::warn!("apps of workspaces cannot be opened: {error}"))
+        .ok()
 }
 
 async fn serve(config: Config) -> anyhow::Result<()> {

@@ -125,6 +125,11 @@ impl Coordinator {
         }
     }
 
+    /// Whether a peer has a seat.
+    pub(crate) fn has(&self, id: Uuid) -> bool {
+        self.peers.contains_key(&id)
+    }
+
     /// What is to be told next, in order.
     pub(crate) fn poll_output(&mut self) -> Option<(SeatId, Output)> {
         self.outputs.pop_front()

@@ -18,6 +18,8 @@ pub(crate) enum Role {
         /// The only peer it may open a tunnel to.
         agent: Uuid,
     },
+    /// This server's own end of tunnels: a client of every agent.
+    Server,
     /// An agent.
     Agent,
 }
@@ -66,23 +68,24 @@ fn tunnel(
     tunnel: Option<&coordinate_request::Tunnel>,
 ) -> Result<(), String> {
     let Some(tunnel) = tunnel else { return Ok(()) };
-    let Role::Client { agent } = role else {
-        return Err("agents cannot open tunnels".to_owned());
+    let only = match role {
+        Role::Client { agent } => Some(agent),
+        Role::Server => None,
+        Role::Agent => return Err("agents cannot open tunnels".to_owned()),
     };
     let id = Uuid::from_slice(&tunnel.id).map_err(|_| {
         let have = tunnel.id.len();
         format!("parse {what} tunnel id: invalid UUID (got {have} bytes)")
     })?;
-    if id == agent {
-        Ok(())
-    } else {
-        Err(format!("invalid agent id, expected {agent}, got {id}"))
+    match only {
+        Some(agent) if id != agent => Err(format!("invalid agent id, expected {agent}, got {id}")),
+        _ => Ok(()),
     }
 }
 
 fn ready(role: Role, request: &CoordinateRequest) -> Result<(), String> {
     match role {
-        Role::Client { .. } if !request.ready_for_handshake.is_empty() => {
+        Role::Client { .. } | Role::Server if !request.ready_for_handshake.is_empty() => {
             Err("clients may not send ready_for_handshake".to_owned())
         }
         _ => Ok(()),

@@ -300,3 +300,21 @@ fn whatever_peers_do_nobody_is_told_what_makes_no_sense() {
     assert_eq!(pairs(&core.opened), pairs(&core.accepted));
     assert!(core.peers.len() <= 6 && core.seats.len() == core.peers.len());
 }
+
+#[test]
+fn the_server_may_open_tunnels_to_every_agent_and_is_no_agent() {
+    let mut core = Coordinator::default();
+    core.join(AGENT, Role::Agent);
+    core.join(OTHER, Role::Agent);
+    core.handle(1, node(AGENT, 1));
+    core.handle(2, node(OTHER, 2));
+    let server = core.join(CLIENT, Role::Server);
+    core.handle(server, add(AGENT));
+    core.handle(server, add(OTHER));
+    assert_eq!(said(&mut core), ["3: a node 1", "3: d node 2"]);
+    assert!(core.has(CLIENT));
+    core.handle(server, ready(&[AGENT]));
+    let heard = said(&mut core);
+    assert!(heard[0].contains("may not send ready"), "{heard:?}");
+    assert!(!core.has(CLIENT));
+}

@@ -1,12 +1,18 @@
 //! The server's own way into workspaces: streams to ports of an agent's loopback, through a tunnel
 //! of which the server is one end like any client.
 
+mod keeper;
+mod plan;
+mod tunnels;
+
 use std::io;
 
 use futures_util::future::{self, BoxFuture};
 use relay_tunnel::path::PathState;
 use tokio::net::TcpStream;
 use uuid::Uuid;
+
+pub(crate) use tunnels::{Setup, Tunnels};
 
 /// Opens streams to agents.
 pub(crate) trait Dial: Send + Sync + 'static {
