@@ -6,6 +6,8 @@ use std::path::PathBuf;
 use relay_tunnel::stack::NetHelper;
 use url::Url;
 
+use crate::api::limits::API;
+
 /// Where STUN requests are answered.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum StunAddress {
@@ -44,6 +46,9 @@ pub struct Config {
     pub block_direct: bool,
     /// Whether peers reach relays by WebSocket only.
     pub force_websockets: bool,
+    /// Requests a minute that a user, or an address without one, may make to a path of the API;
+    /// 0 is no limit.
+    pub api_rate_limit: u32,
     /// Makes the server's end of tunnels, forked before the process had threads; without it no app
     /// of a workspace can be opened through this server.
     pub helper: Option<NetHelper>,
@@ -60,6 +65,7 @@ impl Config {
             tls: None,
             block_direct: false,
             force_websockets: false,
+            api_rate_limit: API,
             helper: None,
         }
     }

@@ -22,6 +22,7 @@ use tokio_rustls::TlsAcceptor;
 use url::Url;
 use uuid::Uuid;
 
+use crate::api::limits::Limits;
 use crate::config::{Config, StunAddress};
 use crate::derp::Relay;
 use crate::dialer::{Dial, NoTunnels, Setup, Tunnels};
@@ -89,6 +90,7 @@ impl Server {
             dialer: dialer(config.helper, setup),
             relay,
             resume,
+            limits: Limits::new(config.api_rate_limit),
             presence: Presence::default(),
             clients: Presence::default(),
             stopping,
@@ -229,8 +231,8 @@ async fn accept(listener: TcpListener, tls: Option<TlsAcceptor>, state: Shared) 
     let router = api::router(Arc::clone(&state));
     let mut said = false;
     loop {
-        let stream = match listener.accept().await {
-            Ok((stream, _)) => stream,
+        let (stream, address) = match listener.accept().await {
+            Ok(accepted) => accepted,
             Err(error) => {
                 if !std::mem::replace(&mut said, true) {
                     tracing::warn!("cannot accept connections: {error}; trying again");
@@ -244,7 +246,10 @@ async fn accept(listener: TcpListener, tls: Option<TlsAcceptor>, state: Shared) 
             tracing::debug!(%error, "a connection cannot be set up");
             continue;
         }
-        let (router, state) = (router.clone(), Arc::clone(&state));
+        let (router, state) = (
+            router.clone().layer(axum::Extension(address.ip())),
+            Arc::clone(&state),
+        );
         match tls.clone() {
             None => drop(tokio::spawn(serve(stream, router, state))),
             Some(tls) => drop(tokio::spawn(async move {

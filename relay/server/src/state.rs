@@ -9,6 +9,7 @@ use tokio::sync::{mpsc, watch};
 use url::Url;
 use uuid::Uuid;
 
+use crate::api::limits::Limits;
 use crate::derp::Relay;
 use crate::dialer::Dial;
 use crate::hub::Hub;
@@ -32,6 +33,8 @@ pub(crate) struct State {
     pub(crate) dialer: Arc<dyn Dial>,
     pub(crate) relay: Arc<Relay>,
     pub(crate) resume: ResumeKey,
+    /// How many requests to the API are answered.
+    pub(crate) limits: Limits,
     /// Agents with a session.
     pub(crate) presence: Presence,
     /// Agents with clients, by the agent.

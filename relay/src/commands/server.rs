@@ -69,6 +69,14 @@ pub(crate) struct Args {
     #[arg(hide_possible_values = true, value_name = "BOOL")]
     #[arg(value_parser = BoolishValueParser::new())]
     derp_force_websockets: bool,
+    /// Requests a minute that a user may make to a path of the API; 0 is no limit
+    #[arg(long, env = "CODER_API_RATE_LIMIT", value_name = "NUMBER")]
+    #[arg(
+        default_value_t = 512,
+        allow_negative_numbers = true,
+        hide_env_values = true
+    )]
+    api_rate_limit: i64,
 }
 
 /// Runs the command.
@@ -196,6 +204,8 @@ impl Args {
             tls,
             block_direct: self.block_direct_connections,
             force_websockets: self.derp_force_websockets,
+            // Coder's settings have -1 for no limit.
+            api_rate_limit: u32::try_from(self.api_rate_limit.max(0)).unwrap_or(u32::MAX),
             ..Config::new(http_address, data_dir)
         })
     }
@@ -256,8 +266,11 @@ mod tests {
         assert_eq!(plain.http_address.to_string(), "127.0.0.1:3000");
         assert_eq!(plain.stun, StunAddress::Default);
         assert!(!plain.block_direct && plain.access_url.is_none());
+        assert_eq!(plain.api_rate_limit, 512);
         let words = ["--stun-address", "none", "--block-direct-connections"];
+        let words = [&words[..], &["--api-rate-limit", "-1"]].concat();
         let other = config(&words).unwrap();
+        assert_eq!(other.api_rate_limit, 0);
         assert_eq!(other.stun, StunAddress::Off);
         assert!(other.block_direct);
     }

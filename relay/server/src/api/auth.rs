@@ -30,11 +30,21 @@ impl FromRequestParts<Shared> for Caller {
     type Rejection = Refusal;
 
     async fn from_request_parts(parts: &mut Parts, state: &Shared) -> Result<Self, Refusal> {
-        let token = session_token(parts)
-            .ok_or_else(|| Refusal::unauthorized("You must be signed in: no token was sent."))?;
+        let Some(token) = session_token(parts) else {
+            return Err(unknown(
+                parts,
+                state,
+                "You must be signed in: no token was sent.",
+            ));
+        };
         match state.store.user_by_token(&token).await? {
-            Some(user) => Ok(Self { user, token }),
-            None => Err(Refusal::unauthorized(
+            Some(user) => {
+                state.limits.user(&user, parts)?;
+                Ok(Self { user, token })
+            }
+            None => Err(unknown(
+                parts,
+                state,
                 "The session token is not valid or has expired.",
             )),
         }
@@ -48,12 +58,26 @@ impl FromRequestParts<Shared> for CallingAgent {
     type Rejection = Refusal;
 
     async fn from_request_parts(parts: &mut Parts, state: &Shared) -> Result<Self, Refusal> {
-        let token = session_token(parts)
-            .ok_or_else(|| Refusal::unauthorized("An agent token is needed: none was sent."))?;
+        let Some(token) = session_token(parts) else {
+            return Err(unknown(
+                parts,
+                state,
+                "An agent token is needed: none was sent.",
+            ));
+        };
         match state.store.agent_by_token(&token).await? {
             Some(agent) => Ok(Self(agent)),
-            None => Err(Refusal::unauthorized("The agent token is not valid.")),
+            None => Err(unknown(parts, state, "The agent token is not valid.")),
         }
+    }
+}
+
+/// The answer to one who is nobody, or to one who was nobody too often.
+fn unknown(parts: &Parts, state: &Shared, message: &str) -> Refusal {
+    let address = super::client_address(parts, state);
+    match state.limits.stranger(address, parts) {
+        Ok(()) => Refusal::unauthorized(message),
+        Err(too_many) => too_many,
     }
 }
 

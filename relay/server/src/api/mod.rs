@@ -2,6 +2,7 @@
 
 mod agents;
 mod auth;
+pub(crate) mod limits;
 mod shares;
 mod templates;
 mod users;
@@ -11,6 +12,7 @@ mod watch;
 pub(crate) mod websocket;
 mod workspaces;
 
+use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
 use axum::Router;
@@ -19,9 +21,12 @@ use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{any, get};
 use axum::{Json, body::Body};
-use http::header::HeaderValue;
+use http::header::{HeaderValue, RETRY_AFTER};
+use http::request::Parts;
 use http::{HeaderName, StatusCode};
 use relay_wire::rest::{BuildInfo, ErrorBody, SshConfig, Validation};
+
+use limits::Anybody;
 
 use crate::error::Error;
 use crate::state::Shared;
@@ -69,7 +74,7 @@ async fn limits(request: Request, next: Next) -> Response {
     answer
 }
 
-async fn build_info(State(state): State<Shared>) -> Json<BuildInfo> {
+async fn build_info(State(state): State<Shared>, _anybody: Anybody) -> Json<BuildInfo> {
     Json(BuildInfo {
         external_url: state.access_url.to_string(),
         version: BUILD_VERSION.to_owned(),
@@ -81,7 +86,7 @@ async fn build_info(State(state): State<Shared>) -> Json<BuildInfo> {
     })
 }
 
-async fn ssh_config() -> Json<SshConfig> {
+async fn ssh_config(_anybody: Anybody) -> Json<SshConfig> {
     Json(SshConfig {
         hostname_prefix: "coder.".to_owned(),
         hostname_suffix: HOSTNAME_SUFFIX.to_owned(),
@@ -97,6 +102,8 @@ pub(crate) const HOSTNAME_SUFFIX: &str = "coder";
 pub(crate) struct Refusal {
     status: StatusCode,
     body: ErrorBody,
+    /// Seconds after which it may be granted.
+    retry_after: Option<u64>,
 }
 
 impl Refusal {
@@ -105,7 +112,23 @@ impl Refusal {
             message: message.into(),
             ..ErrorBody::default()
         };
-        Self { status, body }
+        Self {
+            status,
+            body,
+            retry_after: None,
+        }
+    }
+
+    /// More than `most` requests in a minute; the next one is answered when `left` is over.
+    pub(crate) fn too_many(most: u32, left: Duration) -> Self {
+        let seconds = left.as_secs() + 1;
+        let message = format!(
+            "Too many requests: {most} are answered in a minute; try again in {seconds} seconds."
+        );
+        Self {
+            retry_after: Some(seconds),
+            ..Self::new(StatusCode::TOO_MANY_REQUESTS, message)
+        }
     }
 
     pub(crate) fn bad(message: impl Into<String>) -> Self {
@@ -132,7 +155,11 @@ impl Refusal {
 
 impl IntoResponse for Refusal {
     fn into_response(self) -> Response {
-        (self.status, Json(self.body)).into_response()
+        let mut answer = (self.status, Json(self.body)).into_response();
+        if let Some(seconds) = self.retry_after {
+            answer.headers_mut().insert(RETRY_AFTER, seconds.into());
+        }
+        answer
     }
 }
 
@@ -158,6 +185,12 @@ impl From<Error> for Refusal {
     }
 }
 
+/// The address of whoever sent a request.
+fn client_address(parts: &Parts, _state: &Shared) -> IpAddr {
+    let peer = parts.extensions.get::<IpAddr>();
+    peer.copied().unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED))
+}
+
 /// An answer without a body.
 fn empty(status: StatusCode) -> Response {
     let mut answer = Response::new(Body::empty());
@@ -170,12 +203,9 @@ fn read_body<T: serde::de::DeserializeOwned + Default>(body: &[u8]) -> Result<T,
     if body.iter().all(u8::is_ascii_whitespace) {
         return Ok(T::default());
     }
-    serde_json::from_slice(body).map_err(|error| Refusal {
-        status: StatusCode::BAD_REQUEST,
-        body: ErrorBody {
-            message: "Request body must be valid JSON.".to_owned(),
-            detail: error.to_string(),
-            ..ErrorBody::default()
-        },
+    serde_json::from_slice(body).map_err(|error| {
+        let mut refusal = Refusal::bad("Request body must be valid JSON.");
+        refusal.body.detail = error.to_string();
+        refusal
     })
 }

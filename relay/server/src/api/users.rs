@@ -12,6 +12,7 @@ use relay_wire::rest::{
 use uuid::Uuid;
 
 use super::auth::Caller;
+use super::limits::{Anybody, LoginAttempt};
 use super::{Refusal, read_body, views};
 use crate::state::Shared;
 use crate::store::User;
@@ -25,7 +26,7 @@ pub(super) fn routes() -> Router<Shared> {
         .route("/users/{user}/keys", post(create_key))
 }
 
-async fn has_first(State(state): State<Shared>) -> Result<Response, Refusal> {
+async fn has_first(State(state): State<Shared>, _anybody: Anybody) -> Result<Response, Refusal> {
     if state.store.has_users().await? {
         let answer = serde_json::json!({"message": "The initial user has already been created."});
         Ok(Json(answer).into_response())
@@ -36,7 +37,11 @@ async fn has_first(State(state): State<Shared>) -> Result<Response, Refusal> {
     }
 }
 
-async fn create_first(State(state): State<Shared>, body: Bytes) -> Result<Response, Refusal> {
+async fn create_first(
+    State(state): State<Shared>,
+    _attempt: LoginAttempt,
+    body: Bytes,
+) -> Result<Response, Refusal> {
     let wanted: CreateFirstUser = read_body(&body)?;
     let made = state
         .store
@@ -54,7 +59,11 @@ async fn create_first(State(state): State<Shared>, body: Bytes) -> Result<Respon
     Ok((StatusCode::CREATED, Json(answer)).into_response())
 }
 
-async fn login(State(state): State<Shared>, body: Bytes) -> Result<Response, Refusal> {
+async fn login(
+    State(state): State<Shared>,
+    _attempt: LoginAttempt,
+    body: Bytes,
+) -> Result<Response, Refusal> {
     let login: LoginWithPassword = read_body(&body)?;
     let found = state.store.check_password(&login.email, login.password);
     let Some(user) = found.await? else {

@@ -6,6 +6,7 @@
 
 mod coordination;
 mod hostile;
+mod limits;
 mod recorded;
 mod relay;
 mod rest;

@@ -29,8 +29,14 @@ pub(crate) struct Plane {
 
 impl Plane {
     pub(crate) async fn start() -> Plane {
+        Self::start_with(|_| {}).await
+    }
+
+    pub(crate) async fn start_with(change: impl FnOnce(&mut Config)) -> Plane {
         let data = TempDir::new().unwrap();
-        let server = Server::start(config(&data)).await.unwrap();
+        let mut config = config(&data);
+        change(&mut config);
+        let server = Server::start(config).await.unwrap();
         let store = server.store();
         let email = "alice@example.com";
         let alice = store
