@@ -90,7 +90,7 @@ impl Store {
             .acquire_timeout(Duration::from_secs(20))
             .connect_with(options)
             .await?;
-        migrator().run(&pool).await?;
+        migrate(&pool, usize::MAX).await?;
         Ok(Self { pool })
     }
 
@@ -169,12 +169,13 @@ fn prepare_dir(path: &Path) -> std::io::Result<()> {
     Ok(())
 }
 
-fn migrator() -> Migrator {
+/// Brings the schema up to date, by no more than the first `most` migrations.
+async fn migrate(pool: &SqlitePool, most: usize) -> Result<()> {
     let migration = |version, about, sql| {
         let (about, sql) = (Cow::Borrowed(about), Cow::Borrowed(sql));
         Migration::new(version, about, MigrationType::Simple, sql, false)
     };
-    let all = vec![
+    let mut all = vec![
         migration(
             1,
             "accounts and workspaces",
@@ -186,10 +187,12 @@ fn migrator() -> Migrator {
             include_str!("../../migrations/0002_templates_and_shares.sql"),
         ),
     ];
-    Migrator {
+    all.truncate(most);
+    let migrator = Migrator {
         migrations: Cow::Owned(all),
         ..Migrator::DEFAULT
-    }
+    };
+    Ok(migrator.run(pool).await?)
 }
 
 pub(crate) fn now() -> DateTime<Utc> {
@@ -289,6 +292,48 @@ mod tests {
         for task in tasks {
             task.await.unwrap().unwrap();
         }
+        std::fs::remove_dir_all(&dir).unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_database_from_before_templates_keeps_sessions_and_workspaces() {
+        let dir = std::env::temp_dir().join(format!("relay-store-{}", Uuid::new_v4()));
+        prepare_dir(&dir).unwrap();
+        let options = SqliteConnectOptions::new().filename(dir.join("relay.db"));
+        let pool = SqlitePool::connect_with(options).await.unwrap();
+        migrate(&pool, 1).await.unwrap();
+        let (user, workspace, token) = (Uuid::new_v4(), Uuid::new_v4(), Uuid::new_v4());
+        let hash = crate::secrets::token_hash;
+        let secret = "s".repeat(22);
+        for statement in [
+            format!("INSERT INTO users VALUES ('{user}', 'alice', 'a@b.test', '', '', FALSE, 1)"),
+            format!(
+                "INSERT INTO api_keys VALUES ('kkkkkkkkkk', '{user}', '{}', 1, {})",
+                hash(&secret),
+                i64::MAX
+            ),
+            format!("INSERT INTO workspaces VALUES ('{workspace}', '{user}', 'dev', 1, 1)"),
+            format!("INSERT INTO builds VALUES ('{workspace}', '{workspace}', 1, 'start', 1)"),
+            format!(
+                "INSERT INTO agents VALUES ('{token}', '{workspace}', 'main', '{}', 1, 1, NULL, \
+                 NULL, NULL, NULL, NULL, 'ready', '', '')",
+                hash(&token.to_string())
+            ),
+        ] {
+            sqlx::query(&statement).execute(&pool).await.unwrap();
+        }
+        pool.close().await;
+        let store = Store::open(&dir).await.unwrap();
+        let session = store.session(&format!("kkkkkkkkkk-{secret}")).await;
+        assert_eq!(session.unwrap().unwrap().scope, Scope::All);
+        let found = store.workspace(workspace).await.unwrap().unwrap();
+        assert!(found.template.is_none() && found.own_agents);
+        let agent = store.agent_by_token(&token.to_string()).await.unwrap();
+        assert!(agent.unwrap().agent.apps.is_empty());
+        assert_eq!(
+            store.rebuild_workspace(&found).await.unwrap().agents.len(),
+            1
+        );
         std::fs::remove_dir_all(&dir).unwrap();
     }
 

@@ -165,6 +165,7 @@ impl Source<'_> {
         let error = |problem| self.error(Some(attribute), problem);
         if let Some(path) = path(value) {
             let name = path
+                .trim_start_matches("resource.")
                 .strip_prefix("coder_agent.")
                 .and_then(|rest| rest.strip_suffix(".id"));
             return name

@@ -43,7 +43,7 @@ EOT
 
 resource "coder_app" "shell" {
   count    = data.coder_workspace.me.start_count
-  agent_id = coder_agent.gpu[0].id
+  agent_id = resource.coder_agent.gpu[0].id
   slug     = "shell"
   command  = "htop"
   order    = -1

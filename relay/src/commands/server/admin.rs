@@ -95,7 +95,7 @@ pub(super) enum WorkspaceCommand {
         #[command(flatten)]
         output: Output,
     },
-    /// Replace a workspace's agents: same names, new ids and tokens.
+    /// Replace a workspace's agents: same names, or those its template has now, new ids and tokens.
     Rebuild {
         /// Owner and name
         #[arg(value_name = "OWNER/NAME")]
