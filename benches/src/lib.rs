@@ -57,8 +57,21 @@ pub enum Error {
         source: std::io::Error,
     },
     /// A name that is no route.
-    #[error("no route '{0}'; there are: direct, p2p, p2p-1280, relayed, ssh")]
+    #[error("no route '{0}'; there are: {names}", names = names())]
     NoSuchRoute(String),
+    /// A peer's program is not on this machine.
+    #[error("{program} is not installed; this installs it: {install}")]
+    NotInstalled {
+        /// The program's name.
+        program: &'static str,
+        /// The command that installs it.
+        install: &'static str,
+    },
+}
+
+fn names() -> String {
+    let names: Vec<&str> = Route::EVERY.iter().map(|route| route.name()).collect();
+    names.join(", ")
 }
 
 impl Error {

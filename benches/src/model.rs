@@ -9,46 +9,92 @@ use serde::Serialize;
 use crate::Error;
 use crate::statistics::Summary;
 
-/// A way from a local port to the app.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Route {
-    /// No forwarder at all: the app's own port on loopback.
-    Direct,
-    /// `relay port-forward` over peer-to-peer WireGuard at the proven MTU.
-    P2p,
-    /// The same with the tunnel held at MTU 1280, as towards Coder peers.
-    P2p1280,
-    /// `relay port-forward` through the relay server (DERP).
-    Relayed,
-    /// OpenSSH's `ssh -L`.
-    Ssh,
+macro_rules! routes {
+    ($($variant:ident, $name:literal, $kind:ident, $doc:literal;)*) => {
+        /// A way from a local port to the app.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+        pub enum Route {
+            $(#[doc = $doc] #[serde(rename = $name)] $variant,)*
+        }
+
+        impl Route {
+            /// All that are known, peers included, in the order of the report.
+            pub const EVERY: &'static [Self] = &[$(Self::$variant,)*];
+
+            /// The name on the command line and in reports.
+            pub fn name(self) -> &'static str {
+                match self { $(Self::$variant => $name,)* }
+            }
+
+            fn kind(self) -> Kind {
+                match self { $(Self::$variant => Kind::$kind,)* }
+            }
+        }
+    };
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    /// Plain loopback and OpenSSH.
+    Yardstick,
+    /// Through relay.
+    Own,
+    /// Another forwarder.
+    Peer,
+}
+
+routes! {
+    Direct, "direct", Yardstick, "No forwarder at all: the app's own port on loopback";
+    P2p, "p2p", Own, "`relay port-forward` over peer-to-peer WireGuard at the proven MTU";
+    P2p1280, "p2p-1280", Own, "The same with the tunnel held at MTU 1280, as towards Coder peers";
+    Relayed, "relayed", Own, "`relay port-forward` through the relay server (DERP)";
+    Ssh, "ssh", Yardstick, "OpenSSH's `ssh -L`";
+    SshTunnel, "ssh-tunnel", Own, "OpenSSH's `ssh -L` to an sshd behind `relay port-forward`: encrypted twice";
+    Onetun, "onetun", Peer, "onetun, to a WireGuard device of boringtun-cli or gotatun-cli";
+    Boringtun, "boringtun", Peer, "Two WireGuard devices of boringtun-cli, the kernel's TCP end to end";
+    Gotatun, "gotatun", Peer, "Two WireGuard devices of gotatun-cli, the kernel's TCP end to end";
+    Rathole, "rathole", Peer, "rathole with its Noise transport";
+    Bore, "bore", Peer, "bore: two hops in plain text";
+    Dumbpipe, "dumbpipe", Peer, "dumbpipe: QUIC";
+    Socat, "socat", Peer, "socat: one hop in plain text, a process a connection";
+    Haproxy, "haproxy", Peer, "haproxy: one hop in plain text";
 }
 
 impl Route {
-    /// All of them, in the order of the report.
-    pub const ALL: [Self; 5] = [
-        Self::Direct,
-        Self::P2p,
-        Self::P2p1280,
-        Self::Relayed,
-        Self::Ssh,
-    ];
+    /// Those measured when nothing else is asked for: relay's, plain loopback and OpenSSH.
+    pub fn usual() -> Vec<Self> {
+        Self::EVERY
+            .iter()
+            .copied()
+            .filter(|route| !route.is_peer())
+            .collect()
+    }
 
-    /// The name on the command line and in reports.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Direct => "direct",
-            Self::P2p => "p2p",
-            Self::P2p1280 => "p2p-1280",
-            Self::Relayed => "relayed",
-            Self::Ssh => "ssh",
-        }
+    /// Other forwarders, measured when they are asked for and installed.
+    pub fn peers() -> Vec<Self> {
+        Self::EVERY
+            .iter()
+            .copied()
+            .filter(|route| route.is_peer())
+            .collect()
+    }
+
+    /// Whether it is another forwarder.
+    pub fn is_peer(self) -> bool {
+        self.kind() == Kind::Peer
+    }
+
+    /// Whether relay itself is part of it.
+    pub fn is_own(self) -> bool {
+        self.kind() == Kind::Own
     }
 
     /// Whether the route can carry datagrams.
     pub fn carries_udp(self) -> bool {
-        self != Self::Ssh
+        !matches!(
+            self,
+            Self::Ssh | Self::SshTunnel | Self::Bore | Self::Dumbpipe | Self::Socat | Self::Haproxy
+        )
     }
 }
 
@@ -62,9 +108,9 @@ impl FromStr for Route {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self, Error> {
-        Self::ALL
-            .into_iter()
-            .find(|route| route.name() == text)
+        let found = Self::EVERY.iter().find(|route| route.name() == text);
+        found
+            .copied()
             .ok_or_else(|| Error::NoSuchRoute(text.to_owned()))
     }
 }
@@ -84,7 +130,7 @@ pub enum Unit {
     PerSecond,
     /// Percent; less is better.
     Percent,
-    /// Mebibytes of anonymous and shared memory (RssAnon + RssShmem); less is better.
+    /// Mebibytes of anonymous and shared memory, shared pages counted once; less is better.
     Mebibytes,
 }
 
@@ -156,9 +202,12 @@ figures! {
     Udp64Loss, "udp64-loss", Percent, "Datagrams of 64 B lost, 100,000 a second offered";
     Udp1200Rate, "udp1200-rate", PerSecond, "Datagrams of 1200 B received, 100,000 a second offered";
     Udp1200Loss, "udp1200-loss", Percent, "Datagrams of 1200 B lost, 100,000 a second offered";
+    Udp64FastRate, "udp64-300k-rate", PerSecond, "Datagrams of 64 B received, 300,000 a second offered";
+    Udp64FastLoss, "udp64-300k-loss", Percent, "Datagrams of 64 B lost, 300,000 a second offered";
     Start, "start", Milliseconds, "From the start of the command to its Ready";
     MemoryIdle, "memory-idle", Mebibytes, "Both ends before any traffic";
     Memory1000, "memory-1000", Mebibytes, "Both ends with 1,000 open connections";
+    MemoryBulk, "memory-bulk", Mebibytes, "Both ends 5 s after the asked amount of bulk";
     MemoryAfter, "memory-after", Mebibytes, "Both ends 5 s after all of it";
 }
 
@@ -198,10 +247,14 @@ pub struct Report {
     pub rounds: usize,
     /// The emulated path between the two ends, in words.
     pub link: Option<String>,
+    /// GiB moved before `memory-bulk` was taken.
+    pub bulk_gib: f64,
     /// All rows.
     pub rows: Vec<Row>,
     /// Routes that could not be measured, with the reason.
     pub missing: BTreeMap<String, String>,
+    /// Figures that a peer failed at, in words.
+    pub notes: Vec<String>,
     /// Sorted ping-pong times of each route, microseconds, at most 1,000 points.
     pub latencies: BTreeMap<String, Vec<f64>>,
 }
@@ -214,11 +267,38 @@ impl Report {
             .find(|row| row.route == route && row.figure == figure)
     }
 
-    /// The routes that have rows, in the order of [`Route::ALL`].
+    /// The routes that have rows, in the order of [`Route::EVERY`].
     pub fn routes(&self) -> Vec<Route> {
-        Route::ALL
-            .into_iter()
-            .filter(|route| self.rows.iter().any(|row| row.route == *route))
-            .collect()
+        let measured = |route: &Route| self.rows.iter().any(|row| row.route == *route);
+        Route::EVERY.iter().copied().filter(measured).collect()
+    }
+
+    /// What a figure is called in this report.
+    pub fn label(&self, figure: Figure) -> String {
+        match figure {
+            Figure::MemoryBulk => format!("memory after {} GiB", self.bulk_gib),
+            _ => figure.name().to_owned(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_route_is_found_by_its_name_and_another_name_lists_them() {
+        for route in Route::EVERY {
+            assert_eq!(route.name().parse::<Route>().unwrap(), *route);
+        }
+        let error = "carrier-pigeon".parse::<Route>().unwrap_err().to_string();
+        assert!(error.contains("ssh-tunnel, onetun"), "{error}");
+    }
+
+    #[test]
+    fn peers_are_measured_only_when_asked_for() {
+        let usual = Route::usual();
+        assert!(usual.contains(&Route::SshTunnel) && !usual.contains(&Route::Socat));
+        assert_eq!(usual.len() + Route::peers().len(), Route::EVERY.len());
     }
 }

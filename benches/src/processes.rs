@@ -57,11 +57,11 @@ impl Process {
         })
     }
 
-    /// Waits until a line that contains `text` was printed.
+    /// Waits until a line that contains `text` was printed, and gives it.
     ///
     /// # Errors
     /// [`Error::NotReady`] with the last lines when it ends or `limit` passes.
-    pub fn wait_for(&mut self, text: &str, limit: Duration) -> Result<(), Error> {
+    pub fn wait_for(&mut self, text: &str, limit: Duration) -> Result<String, Error> {
         let end = Instant::now() + limit;
         loop {
             let left = end.saturating_duration_since(Instant::now());
@@ -69,10 +69,9 @@ impl Process {
             let lines = self.lines.get_mut().unwrap_or_else(PoisonError::into_inner);
             match lines.recv_timeout(left) {
                 Ok(line) => {
-                    let found = line.contains(text);
-                    self.seen.push(line);
-                    if found {
-                        return Ok(());
+                    self.seen.push(line.clone());
+                    if line.contains(text) {
+                        return Ok(line);
                     }
                 }
                 Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {
@@ -89,6 +88,18 @@ impl Process {
             seconds: limit.as_secs(),
             output: self.seen[last..].join(" | "),
         }
+    }
+
+    /// How many lines so far contain `text`.
+    pub fn count(&mut self, text: &str) -> usize {
+        let lines = self.lines.get_mut().unwrap_or_else(PoisonError::into_inner);
+        self.seen.extend(lines.try_iter());
+        self.seen.iter().filter(|line| line.contains(text)).count()
+    }
+
+    /// Whether it still runs.
+    pub fn runs(&mut self) -> bool {
+        matches!(self.child.try_wait(), Ok(None))
     }
 
     /// The error of a program that did not get ready in `limit`.
@@ -161,15 +172,17 @@ impl Family {
         Self(roots.into_iter().collect())
     }
 
-    /// CPU time used so far by all living members, user and system.
+    /// CPU time used so far by all members, user and system; of members that ended, as far as
+    /// their parent lives and waited for them.
     pub fn cpu(&self) -> Duration {
         let ticks = sysconf(SysconfVar::CLK_TCK).ok().flatten().unwrap_or(100);
         let used: u64 = self.members().into_iter().filter_map(cpu_ticks).sum();
         Duration::from_secs_f64(used as f64 / ticks as f64)
     }
 
-    /// Anonymous and shared memory of all members, MiB (RssAnon + RssShmem of
-    /// `/proc/PID/status`).
+    /// Anonymous and shared memory of all members, MiB. A page that several of them share counts
+    /// once (Pss_Anon + Pss_Shmem of `/proc/PID/smaps_rollup`); where that cannot be read, once for
+    /// each (RssAnon + RssShmem of `/proc/PID/status`).
     pub fn memory(&self) -> f64 {
         let kib: u64 = self.members().into_iter().filter_map(memory_kib).sum();
         kib as f64 / 1024.0
@@ -202,8 +215,9 @@ fn processes() -> Vec<(u32, u32)> {
         .collect()
 }
 
+/// Its own, and that of children that ended and were waited for.
 fn cpu_ticks(pid: u32) -> Option<u64> {
-    Some(stat_field(pid, 14)? + stat_field(pid, 15)?)
+    (14..=17).map(|field| stat_field(pid, field)).sum()
 }
 
 /// Field `number` (proc(5) counts from 1) of `/proc/PID/stat`; the name in field 2 may hold blanks.
@@ -214,12 +228,21 @@ fn stat_field(pid: u32, number: usize) -> Option<u64> {
 }
 
 fn memory_kib(pid: u32) -> Option<u64> {
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-    let field = |name: &str| -> Option<u64> {
-        let line = status.lines().find(|line| line.starts_with(name))?;
+    let shared = sum_of(
+        format!("/proc/{pid}/smaps_rollup"),
+        &["Pss_Anon:", "Pss_Shmem:"],
+    );
+    shared.or_else(|| sum_of(format!("/proc/{pid}/status"), &["RssAnon:", "RssShmem:"]))
+}
+
+/// The sum of some lines `NAME: NUMBER kB`; `None` unless all are there.
+fn sum_of(file: String, names: &[&str]) -> Option<u64> {
+    let text = fs::read_to_string(file).ok()?;
+    let field = |name: &&str| -> Option<u64> {
+        let line = text.lines().find(|line| line.starts_with(*name))?;
         line.split_whitespace().nth(1)?.parse().ok()
     };
-    Some(field("RssAnon:")? + field("RssShmem:").unwrap_or(0))
+    names.iter().map(field).sum()
 }
 
 /// The first line of a file, trimmed; empty when it cannot be read.
@@ -244,6 +267,25 @@ mod tests {
         }
         assert!(own.cpu() > Duration::ZERO);
         assert!(own.memory() > 0.1);
+    }
+
+    #[test]
+    fn a_family_counts_children_that_ended() {
+        let mut command = Command::new("sh");
+        let busy =
+            "sh -c 'i=0; while [ $i -lt 60000 ]; do i=$((i+1)); done'; echo done >&2; sleep 9";
+        command.args(["-c", busy]);
+        let mut parent = Process::start("sh", &mut command).unwrap();
+        parent.wait_for("done", Duration::from_secs(20)).unwrap();
+        let used = Family::of([parent.id()]).cpu();
+        assert!(used >= Duration::from_millis(20), "{used:?}");
+    }
+
+    #[test]
+    fn lines_that_are_missing_make_no_sum() {
+        let status = format!("/proc/{}/status", std::process::id());
+        assert!(sum_of(status.clone(), &["RssAnon:"]).unwrap() > 0);
+        assert_eq!(sum_of(status, &["RssAnon:", "Nothing:"]), None);
     }
 
     #[test]

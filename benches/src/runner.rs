@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::path::PathBuf;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::link::{Hosts, Link, Pair};
 use crate::load::{self, App, Direction};
@@ -26,6 +26,8 @@ pub struct Plan {
     pub rounds: usize,
     /// How long each bulk figure runs a round.
     pub length: Duration,
+    /// GiB moved over each route before its memory is looked at; 0 leaves that out.
+    pub memory_gib: f64,
     /// The path between the two ends; `None` is this machine's loopback.
     pub link: Option<Link>,
 }
@@ -38,9 +40,14 @@ pub trait Progress {
     fn step(&mut self, what: &str);
 }
 
-/// Offered load of the datagram figures, a second.
+/// Offered loads of the datagram figures, a second.
 const OFFERED: u64 = 100_000;
+const OFFERED_FAST: u64 = 300_000;
+/// How long a route may take to move the bulk of its memory figure.
+const BULK_LIMIT: Duration = Duration::from_secs(120);
 const HELD: usize = 1000;
+/// From the end of a load to the look at what memory stayed.
+const SETTLE: Duration = Duration::from_secs(5);
 /// On this machine.
 const KINDS: &[Kind] = &[
     Kind::Bulk(Direction::Up, 1),
@@ -49,8 +56,9 @@ const KINDS: &[Kind] = &[
     Kind::Bulk(Direction::Down, 8),
     Kind::Ping,
     Kind::Connections,
-    Kind::Datagrams(64),
-    Kind::Datagrams(1200),
+    Kind::Datagrams(64, OFFERED),
+    Kind::Datagrams(1200, OFFERED),
+    Kind::Datagrams(64, OFFERED_FAST),
 ];
 /// Over an emulated link: what the path decides.
 const LINKED: &[Kind] = &[
@@ -66,7 +74,8 @@ enum Kind {
     Ping,
     Connections,
     Connect,
-    Datagrams(usize),
+    /// Their size, and how many a second are offered.
+    Datagrams(usize, u64),
 }
 
 impl Kind {
@@ -79,7 +88,7 @@ impl Kind {
             Self::Ping => "ping-pong",
             Self::Connections => "connections",
             Self::Connect => "time to the first byte",
-            Self::Datagrams(_) => "datagrams",
+            Self::Datagrams(..) => "datagrams",
         }
     }
 
@@ -92,8 +101,9 @@ impl Kind {
             Self::Ping => Figure::PingP50,
             Self::Connections => Figure::Connections1,
             Self::Connect => Figure::Connect,
-            Self::Datagrams(64) => Figure::Udp64Loss,
-            Self::Datagrams(_) => Figure::Udp1200Loss,
+            Self::Datagrams(64, OFFERED) => Figure::Udp64Loss,
+            Self::Datagrams(64, _) => Figure::Udp64FastLoss,
+            Self::Datagrams(..) => Figure::Udp1200Loss,
         }
     }
 }
@@ -115,71 +125,155 @@ pub fn run(plan: &Plan, progress: &mut dyn Progress) -> Result<Report, Error> {
     };
     let app = hosts.far(App::start).map_err(enter)?.map_err(enter)?;
     let kinds = if plan.link.is_some() { LINKED } else { KINDS };
-    let mut samples = Samples::default();
-    let mut missing = BTreeMap::new();
-    let endings = usize::from(plan.link.is_none());
-    progress.steps(plan.routes.len() * (1 + endings + plan.rounds * kinds.len()));
-    let (_deployment, routes) = open_all(plan, &hosts, &app, progress, &mut missing)?;
-    for route in &routes {
-        samples.starting(route);
-    }
+    let endings: &[Ending] = match plan.link {
+        Some(_) => &[],
+        None if plan.memory_gib > 0.0 => &[Ending::Bulk, Ending::Held],
+        None => &[Ending::Held],
+    };
+    let mut run = Run {
+        plan,
+        hosts,
+        app,
+        deployment: None,
+        routes: Vec::new(),
+        samples: Samples::default(),
+        missing: BTreeMap::new(),
+    };
+    progress.steps(plan.routes.len() * (1 + endings.len() + plan.rounds * kinds.len()));
+    run.open_all(progress)?;
     for _ in 0..plan.rounds {
         for &kind in kinds {
-            for route in &routes {
-                progress.step(&format!("{}: {}", route.route, kind.name()));
-                let measured = hosts.near(|| samples.measure(kind, route, &app, plan.length));
-                let (figure, route) = (kind.figure(), route.route);
-                let failed = |source| Error::Measure {
-                    figure,
-                    route,
-                    source,
-                };
-                measured.map_err(enter)?.map_err(failed)?;
-            }
+            run.each_route(
+                kind.name(),
+                kind.figure(),
+                progress,
+                |samples, route, app| samples.measure(kind, route, app, plan.length),
+            )?;
         }
     }
-    if plan.link.is_none() {
-        for route in &routes {
-            progress.step(&format!("{}: {HELD} connections", route.route));
-            let (figure, name) = (Figure::Memory1000, route.route);
-            let failed = |source| Error::Measure {
-                figure,
-                route: name,
-                source,
-            };
-            samples.ending(route).map_err(failed)?;
-        }
+    for &ending in endings {
+        run.each_route(
+            ending.name(),
+            ending.figure(),
+            progress,
+            |samples, route, _| samples.ending(ending, route, plan.memory_gib),
+        )?;
     }
-    Ok(samples.report(plan, missing))
+    Ok(run.samples.report(plan, run.missing))
 }
 
-fn open_all(
-    plan: &Plan,
-    hosts: &Hosts,
-    app: &App,
-    progress: &mut dyn Progress,
-    missing: &mut BTreeMap<String, String>,
-) -> Result<(Option<Deployment>, Vec<OpenRoute>), Error> {
-    let own = |route: &Route| !matches!(route, Route::Direct | Route::Ssh);
-    let deployment = match plan.routes.iter().any(own) {
-        true => Some(Deployment::start(&plan.program, hosts)?),
-        false => None,
-    };
-    let mut routes = Vec::new();
-    let mut last = None;
-    for &route in &plan.routes {
-        progress.step(&format!("{route}: starting"));
-        match open(route, hosts, app.port(), deployment.as_ref()) {
-            Ok(open) => routes.push(open),
-            Err(error) => {
-                missing.insert(route.name().to_owned(), error.to_string());
-                last = Some(error);
-            }
+/// What is looked at once, after the rounds.
+#[derive(Clone, Copy)]
+enum Ending {
+    /// Memory after bulk.
+    Bulk,
+    /// Memory with many connections.
+    Held,
+}
+
+impl Ending {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Bulk => "memory after bulk",
+            Self::Held => "1,000 connections",
         }
     }
-    match last {
-        Some(error) if routes.is_empty() => Err(error),
-        _ => Ok((deployment, routes)),
+
+    fn figure(self) -> Figure {
+        match self {
+            Self::Bulk => Figure::MemoryBulk,
+            Self::Held => Figure::Memory1000,
+        }
+    }
+}
+
+/// A run under way.
+struct Run<'a> {
+    plan: &'a Plan,
+    hosts: Hosts,
+    app: App,
+    deployment: Option<Deployment>,
+    routes: Vec<OpenRoute>,
+    samples: Samples,
+    missing: BTreeMap<String, String>,
+}
+
+impl Run<'_> {
+    fn open_all(&mut self, progress: &mut dyn Progress) -> Result<(), Error> {
+        if self.plan.routes.iter().any(|route| route.is_own()) {
+            self.deployment = Some(Deployment::start(&self.plan.program, &self.hosts)?);
+        }
+        let mut last = None;
+        for &route in &self.plan.routes {
+            progress.step(&format!("{route}: starting"));
+            match self.open(route) {
+                Ok(open) => self.routes.push(open),
+                Err(error) => {
+                    self.missing
+                        .insert(route.name().to_owned(), error.to_string());
+                    last = Some(error);
+                }
+            }
+        }
+        for route in &self.routes {
+            self.samples.starting(route);
+        }
+        match last {
+            Some(error) if self.routes.is_empty() => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    fn open(&self, route: Route) -> Result<OpenRoute, Error> {
+        let deployment = self.deployment.as_ref();
+        open(route, &self.hosts, self.app.port(), deployment)
+    }
+
+    /// Measures something over each route in turn.
+    fn each_route(
+        &mut self,
+        what: &str,
+        figure: Figure,
+        progress: &mut dyn Progress,
+        measure: impl Fn(&mut Samples, &OpenRoute, &App) -> io::Result<()> + Sync,
+    ) -> Result<(), Error> {
+        for open in std::mem::take(&mut self.routes) {
+            let route = open.route;
+            progress.step(&format!("{route}: {what}"));
+            let samples = &mut self.samples;
+            let work = |app: &App| measure(samples, &open, app);
+            let measured = open.drive(&self.hosts, &self.app, work);
+            match measured.map_err(Error::system("cannot enter a host"))? {
+                Ok(()) => self.routes.push(open),
+                Err(source) if route.is_peer() => {
+                    // What it still has queued must not be a load on the routes after it.
+                    drop(open);
+                    self.begin_again(route, format!("{route}: {figure} failed: {source}"));
+                }
+                Err(source) => {
+                    return Err(Error::Measure {
+                        figure,
+                        route,
+                        source,
+                    });
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Starts a peer anew that failed; what failed is told with the numbers.
+    fn begin_again(&mut self, route: Route, note: String) {
+        if !self.samples.notes.contains(&note) {
+            self.samples.notes.push(note);
+        }
+        match self.open(route) {
+            Ok(open) => self.routes.push(open),
+            Err(error) => {
+                let note = format!("{route}: left out from there on: {error}");
+                self.samples.notes.push(note);
+            }
+        }
     }
 }
 
@@ -187,6 +281,7 @@ fn open_all(
 struct Samples {
     numbers: BTreeMap<(Route, Figure), Vec<f64>>,
     latencies: BTreeMap<Route, Vec<f64>>,
+    notes: Vec<String>,
 }
 
 impl Samples {
@@ -218,7 +313,7 @@ impl Samples {
             Kind::Ping => self.ping(route, length),
             Kind::Connections => self.connections(route, length),
             Kind::Connect => self.connect(route),
-            Kind::Datagrams(size) => self.datagrams(route, app, size, length),
+            Kind::Datagrams(size, rate) => self.datagrams(route, app, (size, rate), length),
         }
     }
 
@@ -278,31 +373,41 @@ impl Samples {
         &mut self,
         route: &OpenRoute,
         app: &App,
-        size: usize,
+        (size, rate): (usize, u64),
         length: Duration,
     ) -> io::Result<()> {
         if !route.route.carries_udp() {
             return Ok(());
         }
-        let offered = load::datagrams(app, route.local, size, OFFERED, length)?;
-        let (rate, loss) = match size {
-            64 => (Figure::Udp64Rate, Figure::Udp64Loss),
+        let offered = load::datagrams(app, route.local, size, rate, length)?;
+        let (arrived, loss) = match (size, rate) {
+            (64, OFFERED) => (Figure::Udp64Rate, Figure::Udp64Loss),
+            (64, _) => (Figure::Udp64FastRate, Figure::Udp64FastLoss),
             _ => (Figure::Udp1200Rate, Figure::Udp1200Loss),
         };
-        self.add(route, rate, offered.rate());
+        self.add(route, arrived, offered.rate());
         self.add(route, loss, offered.loss());
         Ok(())
     }
 
-    fn ending(&mut self, route: &OpenRoute) -> io::Result<()> {
+    fn ending(&mut self, ending: Ending, route: &OpenRoute, gib: f64) -> io::Result<()> {
         if route.route == Route::Direct {
             return Ok(());
         }
-        let held = load::hold(route.local, HELD)?;
-        self.add(route, Figure::Memory1000, route.family.memory());
-        drop(held);
-        thread::sleep(Duration::from_secs(5));
-        self.add(route, Figure::MemoryAfter, route.family.memory());
+        match ending {
+            Ending::Bulk => {
+                move_bulk(route, gib)?;
+                thread::sleep(SETTLE);
+                self.add(route, Figure::MemoryBulk, route.family.memory());
+            }
+            Ending::Held => {
+                let held = load::hold(route.local, HELD)?;
+                self.add(route, Figure::Memory1000, route.family.memory());
+                drop(held);
+                thread::sleep(SETTLE);
+                self.add(route, Figure::MemoryAfter, route.family.memory());
+            }
+        }
         Ok(())
     }
 
@@ -328,8 +433,10 @@ impl Samples {
             seconds: plan.length.as_secs_f64(),
             rounds: plan.rounds,
             link: plan.link.map(|link| link.to_string()),
+            bulk_gib: plan.memory_gib,
             rows,
             missing,
+            notes: self.notes,
             latencies: self
                 .latencies
                 .into_iter()
@@ -337,6 +444,24 @@ impl Samples {
                 .collect(),
         }
     }
+}
+
+/// Moves `gib` in turns of a second, up and down.
+fn move_bulk(route: &OpenRoute, gib: f64) -> io::Result<()> {
+    let begin = Instant::now();
+    let mut moved = 0.0;
+    for direction in [Direction::Up, Direction::Down].into_iter().cycle() {
+        moved += load::bulk(route.local, direction, 1, Duration::from_secs(1))?.gibibytes();
+        if moved >= gib {
+            break;
+        }
+        if begin.elapsed() > BULK_LIMIT {
+            let seconds = BULK_LIMIT.as_secs();
+            let words = format!("only {moved:.1} of {gib} GiB moved within {seconds} s");
+            return Err(io::Error::new(io::ErrorKind::TimedOut, words));
+        }
+    }
+    Ok(())
 }
 
 fn cpu_model() -> String {

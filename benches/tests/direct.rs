@@ -27,6 +27,7 @@ fn the_direct_route_has_every_figure_but_those_of_a_forwarder() {
         routes: vec![Route::Direct],
         rounds: 2,
         length: Duration::from_millis(100),
+        memory_gib: 0.0,
         link: None,
     };
     let mut steps = Steps {
@@ -56,6 +57,7 @@ fn a_route_whose_program_is_missing_is_an_error_that_names_it() {
         routes: vec![Route::P2p],
         rounds: 1,
         length: Duration::from_millis(10),
+        memory_gib: 0.0,
         link: None,
     };
     let error = run(
@@ -85,6 +87,7 @@ fn an_emulated_link_sets_the_round_trip() {
         routes: vec![Route::Direct],
         rounds: 1,
         length: Duration::from_millis(500),
+        memory_gib: 0.0,
         link: Some("20ms,0%,100mbit".parse().unwrap()),
     };
     let report = run(

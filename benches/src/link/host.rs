@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::io;
 use std::net::Ipv4Addr;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::process::Command;
 use std::thread;
 
@@ -37,6 +37,28 @@ impl Host {
             ])?;
             Ok((Self { namespace }, device))
         })
+    }
+
+    /// A host with nothing but its loopback.
+    pub(crate) fn bare() -> io::Result<Self> {
+        on_own_thread(|| {
+            unshare(CloneFlags::CLONE_NEWNET)?;
+            let namespace = File::open("/proc/thread-self/ns/net")?;
+            ip(&["link", "set", "lo", "up"])?;
+            Ok(Self { namespace })
+        })
+    }
+
+    /// Moves a device of this host to another.
+    pub(crate) fn give(&self, device: &str, to: &Self) -> io::Result<()> {
+        let (own, descriptor) = (std::process::id(), to.namespace.as_raw_fd());
+        let namespace = format!("/proc/{own}/fd/{descriptor}");
+        self.ip(&["link", "set", "dev", device, "netns", &namespace])
+    }
+
+    /// Runs the `ip` program in this host.
+    pub(crate) fn ip(&self, args: &[&str]) -> io::Result<()> {
+        self.enter(|| ip(args))?
     }
 
     /// Runs `work` on a thread inside this host; processes and sockets made there belong to it.

@@ -7,7 +7,12 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::Duration;
 
+use nix::sys::socket::{setsockopt, sockopt};
+
 use super::Ask;
+
+/// What the UDP socket asks to queue.
+const QUEUE: usize = 4 << 20;
 
 /// A running app; it ends with the process.
 #[derive(Debug)]
@@ -52,7 +57,10 @@ fn same_port() -> io::Result<(TcpListener, UdpSocket)> {
         let listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, 0))?;
         if let Ok(socket) = UdpSocket::bind(listener.local_addr()?) {
             // Room for a burst while both cores are busy with something else.
-            socket2::SockRef::from(&socket).set_recv_buffer_size(4 << 20)?;
+            // Past the machine's limit where that is allowed: what is lost here is not the route's.
+            if setsockopt(&socket, sockopt::RcvBufForce, &QUEUE).is_err() {
+                socket2::SockRef::from(&socket).set_recv_buffer_size(QUEUE)?;
+            }
             return Ok((listener, socket));
         }
     }

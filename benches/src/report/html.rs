@@ -42,8 +42,14 @@ pub fn html(report: &Report) -> String {
         ),
         ("Latency", &[F::PingP50, F::PingP99, F::Connect]),
         ("Connections", &[F::Connections1, F::Connections16]),
-        ("Datagrams", &[F::Udp64Rate, F::Udp1200Rate]),
-        ("Memory", &[F::MemoryIdle, F::Memory1000, F::MemoryAfter]),
+        (
+            "Datagrams",
+            &[F::Udp64Rate, F::Udp1200Rate, F::Udp64FastRate],
+        ),
+        (
+            "Memory",
+            &[F::MemoryIdle, F::MemoryBulk, F::Memory1000, F::MemoryAfter],
+        ),
     ];
     for (title, figures) in sections {
         section(&mut page, report, title, figures);
@@ -69,10 +75,12 @@ pub fn html(report: &Report) -> String {
 fn section(page: &mut String, report: &Report, title: &str, figures: &[Figure]) {
     let routes = report.routes();
     let names: Vec<&str> = routes.iter().map(|route| route.name()).collect();
+    let labels: Vec<String> = figures.iter().map(|&figure| report.label(figure)).collect();
     let groups: Vec<Group<'_>> = figures
         .iter()
-        .map(|&figure| Group {
-            label: figure.name(),
+        .zip(&labels)
+        .map(|(&figure, label)| Group {
+            label,
             values: routes
                 .iter()
                 .map(|&route| report.row(route, figure).map(|row| row.summary.median))
@@ -97,7 +105,7 @@ fn numbers(page: &mut String, report: &Report) {
             page,
             "<tr title='{}'><td>{}<td>{}<td>{}<td>{}<td>{}<td>{}",
             escape(row.figure.about()),
-            row.figure,
+            report.label(row.figure),
             row.route,
             short(row.summary.median),
             short(row.summary.min),
@@ -142,6 +150,8 @@ mod tests {
             seconds: 1.0,
             rounds: 1,
             link: None,
+            bulk_gib: 1.0,
+            notes: vec!["socat: tcp-up8 failed".into()],
             rows: vec![row(Route::Direct, 20.0), row(Route::Ssh, 3.5)],
             missing: BTreeMap::new(),
             latencies: BTreeMap::from([("ssh".into(), vec![10.0, 20.0, 40.0])]),
@@ -162,5 +172,6 @@ mod tests {
         assert!(text.starts_with("figure   unit    direct  ssh\n"), "{text}");
         assert!(text.contains("tcp-up1  Gbit/s  20.0    3.50\n"), "{text}");
         assert!(!text.contains("udp64"));
+        assert!(text.contains("\nsocat: tcp-up8 failed\n"), "{text}");
     }
 }

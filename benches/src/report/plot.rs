@@ -10,11 +10,15 @@ pub(super) struct Group<'a> {
     pub(super) values: Vec<Option<f64>>,
 }
 
-const COLOURS: [&str; 5] = ["#7f8c9b", "#2f6fde", "#6fa8ff", "#d08b2c", "#b4495a"];
+const COLOURS: [&str; 14] = [
+    "#7f8c9b", "#2f6fde", "#6fa8ff", "#d08b2c", "#b4495a", "#8a5bc7", "#2a9d8f", "#5fa845",
+    "#a3c65c", "#c77dbb", "#e07a5f", "#4d6a86", "#b08968", "#d9b23d",
+];
 const WIDTH: f64 = 860.0;
 const HEIGHT: f64 = 300.0;
 const LEFT: f64 = 60.0;
-const TOP: f64 = 20.0;
+/// Room for the unit above the highest tick, and for a number above the highest bar.
+const TOP: f64 = 34.0;
 const BOTTOM: f64 = 40.0;
 
 /// Grouped vertical bars; `series` names the bars of a group.
@@ -27,7 +31,7 @@ pub(super) fn bars(unit: &str, series: &[&str], groups: &[Group<'_>]) -> String 
     let scale = (HEIGHT - TOP - BOTTOM) / top;
     let group_width = (WIDTH - LEFT) / groups.len().max(1) as f64;
     let bar = group_width * 0.8 / series.len().max(1) as f64;
-    let mut svg = open(unit);
+    let mut svg = open(unit, series.len());
     for tick in 0..=4 {
         let value = top * f64::from(tick) / 4.0;
         grid(&mut svg, HEIGHT - BOTTOM - value * scale, &short(value));
@@ -81,7 +85,7 @@ pub(super) fn distributions(unit: &str, series: &[(&str, &[f64])]) -> String {
     }
     let span = (high / low).ln();
     let x = |time: f64| LEFT + (time.max(low) / low).ln() / span * (WIDTH - LEFT - 10.0);
-    let mut svg = open(unit);
+    let mut svg = open(unit, series.len());
     for tick in 0..=4 {
         let share = f64::from(tick) / 4.0;
         let y = HEIGHT - BOTTOM - share * (HEIGHT - TOP - BOTTOM);
@@ -115,11 +119,16 @@ pub(super) fn distributions(unit: &str, series: &[(&str, &[f64])]) -> String {
     svg
 }
 
-fn open(unit: &str) -> String {
+/// Names in one line of the legend, and the height of such a line.
+const LEGEND: usize = 7;
+const LEGEND_LINE: f64 = 18.0;
+
+fn open(unit: &str, series: usize) -> String {
+    let lines = series.div_ceil(LEGEND) as f64;
     format!(
         "<svg viewBox='0 0 {WIDTH} {}' role='img' aria-label='{unit}'>\
          <text x='4' y='14' class='u'>{unit}</text>",
-        HEIGHT + 24.0
+        HEIGHT + 6.0 + LEGEND_LINE * lines
     )
 }
 
@@ -135,7 +144,8 @@ fn grid(svg: &mut String, y: f64, label: &str) {
 
 fn legend(svg: &mut String, names: &[&str]) {
     for (index, name) in names.iter().enumerate() {
-        let (x, y) = (LEFT + 120.0 * index as f64, HEIGHT + 6.0);
+        let x = LEFT + 114.0 * (index % LEGEND) as f64;
+        let y = HEIGHT + 6.0 + LEGEND_LINE * (index / LEGEND) as f64;
         let colour = COLOURS[index % COLOURS.len()];
         let _ = write!(
             svg,
@@ -144,5 +154,58 @@ fn legend(svg: &mut String, names: &[&str]) {
             x + 17.0,
             y + 11.0
         );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The numbers of an attribute, in the order of the text.
+    fn numbers(svg: &str, before: &str) -> Vec<f64> {
+        let texts = svg.split(before).skip(1);
+        texts
+            .filter_map(|text| text.split('\'').next()?.parse().ok())
+            .collect()
+    }
+
+    #[test]
+    fn the_unit_stands_clear_of_the_highest_tick() {
+        let groups = [Group {
+            label: "one",
+            values: vec![Some(3.0)],
+        }];
+        let svg = bars("Gbit/s", &["a"], &groups);
+        let ticks = numbers(&svg, " y1='");
+        let highest = ticks.into_iter().fold(f64::INFINITY, f64::min);
+        // The unit's baseline is at 14, and letters of 12 px end 4 px below the tick's line.
+        assert!(highest + 4.0 - 12.0 > 14.0, "{highest}");
+    }
+
+    #[test]
+    fn a_long_legend_takes_more_lines_and_stays_in_the_picture() {
+        let names: Vec<String> = (0..14).map(|index| format!("route-{index}")).collect();
+        let names: Vec<&str> = names.iter().map(String::as_str).collect();
+        let group = Group {
+            label: "one",
+            values: vec![Some(1.0); 14],
+        };
+        let svg = bars("ms", &names, &[group]);
+        let size: Vec<f64> = svg
+            .split('\'')
+            .nth(1)
+            .unwrap()
+            .split(' ')
+            .map(|number| number.parse().unwrap())
+            .collect();
+        let boxes = svg.split("<rect x='").skip(1);
+        for (x, y) in boxes.map(|text| {
+            (
+                numbers(&format!("x='{text}"), "x='")[0],
+                numbers(text, " y='")[0],
+            )
+        }) {
+            assert!(x < size[2] && y + 12.0 <= size[3], "{x} {y} of {size:?}");
+        }
     }
 }

@@ -16,7 +16,7 @@ pub fn table(report: &Report) -> String {
             .map(|&route| cell(report, route, figure))
             .collect();
         if cells.iter().any(|cell| cell != "–") {
-            let mut line = vec![figure.name().to_owned(), figure.unit().text().to_owned()];
+            let mut line = vec![report.label(figure), figure.unit().text().to_owned()];
             line.extend(cells);
             lines.push(line);
         }
@@ -24,6 +24,9 @@ pub fn table(report: &Report) -> String {
     let mut text = aligned(&lines);
     for (route, reason) in &report.missing {
         let _ = writeln!(text, "{route} not measured: {reason}");
+    }
+    for note in &report.notes {
+        let _ = writeln!(text, "{note}");
     }
     if let Some(link) = &report.link {
         let _ = writeln!(text, "emulated path: {link}");

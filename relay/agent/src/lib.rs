@@ -16,7 +16,7 @@ use relay_control::rest::Access;
 use relay_engine::Engine;
 use relay_tunnel::endpoint::{self, Endpoint, EndpointConfig, EndpointEvents, StackChoice};
 use relay_tunnel::path::PathState;
-use relay_tunnel::stack::NetHelper;
+use relay_tunnel::stack::{NetHelper, Offloads};
 use relay_wire::addr::{agent_address, service_address};
 use relay_wire::keys::{DiscoPrivate, NodePrivate};
 use tokio::sync::watch;
@@ -46,6 +46,8 @@ pub struct Config {
     pub stack: StackChoice,
     /// The largest packet inside the tunnel, bytes; larger ones are proven on the path first.
     pub max_mtu: u16,
+    /// Which segmentation offloads may be used.
+    pub offloads: Offloads,
     /// How bytes are moved.
     pub engine: Engine,
 }
@@ -143,6 +145,7 @@ fn open(config: Config, identity: &Identity) -> Result<(Endpoint, EndpointEvents
         force_websockets: identity.force_websockets,
         stack: config.stack,
         max_mtu: config.max_mtu,
+        offloads: config.offloads,
         tls: config.access.tls,
         ..EndpointConfig::new(node, disco, addresses)
     };

@@ -15,7 +15,7 @@ use relay_tunnel::endpoint::{
     StackChoice,
 };
 use relay_tunnel::path::PathState;
-use relay_tunnel::stack::NetHelper;
+use relay_tunnel::stack::{NetHelper, Offloads};
 use relay_wire::addr::agent_address;
 use relay_wire::derp_map::DerpMap;
 use relay_wire::keys::{DiscoPrivate, NodePrivate, NodePublic};
@@ -58,6 +58,8 @@ pub struct Options {
     pub stack: StackChoice,
     /// The largest packet inside the tunnel, bytes; larger ones are proven on the path first.
     pub max_mtu: u16,
+    /// Which segmentation offloads may be used.
+    pub offloads: Offloads,
 }
 
 /// Leads to the agent of the moment.
@@ -168,6 +170,7 @@ pub(crate) async fn open(
         direct,
         stack,
         max_mtu,
+        offloads,
     } = options;
     if !direct {
         report.tell(Event::RelaysOnly);
@@ -192,6 +195,7 @@ pub(crate) async fn open(
     config.force_websockets = info.derp_force_websockets;
     config.stack = stack;
     config.max_mtu = max_mtu;
+    config.offloads = offloads;
     config.tls = client.access().tls.clone();
     config.keepalive = true;
     let (endpoint, events) = relay_tunnel::endpoint::start(config, helper)?;

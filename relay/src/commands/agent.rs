@@ -9,7 +9,7 @@ use relay_control::rest::Access;
 use relay_engine::{Engine, limits};
 use relay_tunnel::dial::TlsOptions;
 use relay_tunnel::endpoint::{MAX_MTU, StackChoice};
-use relay_tunnel::stack::NetHelper;
+use relay_tunnel::stack::{NetHelper, Offloads};
 use url::Url;
 
 use crate::cli::Global;
@@ -47,6 +47,16 @@ pub(crate) struct Args {
     #[arg(long, default_value_t = MAX_MTU, value_name = "BYTES")]
     #[arg(value_parser = clap::value_parser!(u16).range(1280..=i64::from(MAX_MTU)))]
     max_mtu: u16,
+    /// Segmentation offloads to leave unused: tun-tcp, tun-udp, udp-send, udp-receive, or all; for
+    /// kernels and cards that corrupt them
+    #[arg(
+        long,
+        env = "RELAY_DISABLE_OFFLOADS",
+        hide_env_values = true,
+        value_name = "LIST"
+    )]
+    #[arg(default_value = "", hide_default_value = true, value_parser = Offloads::without)]
+    disable_offloads: Offloads,
     /// How bytes are moved between sockets: auto, copy, splice, io-uring or sockmap
     #[arg(long, default_value = "auto", value_name = "ENGINE")]
     engine: Engine,
@@ -74,6 +84,7 @@ pub(crate) fn run(args: Args, global: &Global) -> anyhow::Result<()> {
         direct: !global.disable_direct_connections,
         stack: args.stack,
         max_mtu: args.max_mtu,
+        offloads: args.disable_offloads,
         engine: args.engine,
     };
     let runtime = tokio::runtime::Builder::new_current_thread()

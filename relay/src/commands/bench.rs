@@ -1,4 +1,5 @@
-//! `relay bench`: this program's routes beside OpenSSH and plain loopback, on this machine.
+//! `relay bench`: this program's routes beside OpenSSH, other forwarders and plain loopback, on this
+//! machine.
 
 use std::fs;
 use std::path::PathBuf;
@@ -15,23 +16,32 @@ use crate::output::{self, Format};
 
 const EXAMPLES: &str = "\
 Examples:
-  relay bench                                     everything, about four minutes
+  relay bench                                     everything, about five minutes
   relay bench --route p2p --route ssh --rounds 1 --seconds 1
+  relay bench --peers                             other forwarders too, those that are installed
   relay bench --html bench.html --json bench.json";
 
 /// Arguments of `relay bench`.
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Args {
-    /// Route to measure: direct, p2p, p2p-1280, relayed or ssh; may be repeated [default: all]
+    /// Route to measure, may be repeated: direct, p2p, p2p-1280, relayed, ssh, ssh-tunnel (ssh
+    /// through relay: encrypted twice), or a peer's name [default: all but peers]
     #[arg(long = "route", value_name = "ROUTE")]
     routes: Vec<String>,
+    /// Add the other forwarders that are installed (onetun, boringtun, gotatun, rathole, bore,
+    /// dumbpipe, socat, haproxy), and say how the others are installed
+    #[arg(long, conflicts_with = "link")]
+    peers: bool,
     /// Rounds; the table has the medians and ranges over them
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=100))]
     rounds: u16,
     /// Seconds that each figure runs in a round
     #[arg(long, default_value_t = 2.0)]
     seconds: f64,
+    /// GiB of bulk over each route before its memory is looked at; 0 leaves that out
+    #[arg(long, default_value_t = 1.0, value_name = "GIB")]
+    memory_gib: f64,
     /// Put the two ends on an emulated path of RTT, loss and rate, for example 40ms,0.5%,300mbit
     #[arg(long, value_name = "PATH")]
     link: Option<Link>,
@@ -75,13 +85,22 @@ fn plan(args: &Args) -> anyhow::Result<Plan> {
         .map(|name| name.parse())
         .collect::<Result<Vec<Route>, _>>()?;
     if routes.is_empty() {
-        routes = Route::ALL.to_vec();
+        routes = Route::usual();
+    }
+    if args.peers {
+        routes.extend(Route::peers());
+        routes.sort_unstable();
+        routes.dedup();
+    }
+    if !(0.0..=1024.0).contains(&args.memory_gib) {
+        bail!("--memory-gib {} is not between 0 and 1024", args.memory_gib);
     }
     Ok(Plan {
         program: std::env::current_exe().context("cannot find this program's own file")?,
         routes,
         rounds: args.rounds.into(),
         length: Duration::from_secs_f64(args.seconds),
+        memory_gib: args.memory_gib,
         link: args.link,
     })
 }

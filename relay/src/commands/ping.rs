@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 use relay_forward::event::{Path, Reporter};
 use relay_forward::{Options, Pong};
-use relay_tunnel::stack::NetHelper;
+use relay_tunnel::stack::{NetHelper, Offloads};
 use relay_wire::names::WorkspaceName;
 use serde::Serialize;
 
@@ -76,6 +76,7 @@ pub(crate) fn run(args: Args, global: &Global) -> Result<()> {
         direct,
         stack,
         max_mtu: relay_tunnel::endpoint::MAX_MTU,
+        offloads: Offloads::default(),
     };
     let mut pongs: Vec<Option<Pong>> = Vec::new();
     let result = block_on(async {

@@ -35,6 +35,11 @@ pub enum Error {
     /// A stack that is not known.
     #[error("no stack is called \"{0}\"; use auto, kernel or user")]
     UnknownStack(String),
+    /// An offload that is not known.
+    #[error(
+        "no offload is called \"{0}\"; there are tun-tcp, tun-udp, udp-send and udp-receive, and all"
+    )]
+    UnknownOffload(String),
     /// The endpoint's loop has ended, so nothing can be asked of it any more.
     #[error("the tunnel is closed")]
     Closed,

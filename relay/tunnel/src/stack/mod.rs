@@ -57,6 +57,27 @@ impl Offloads {
         udp_send: false,
         udp_receive: false,
     };
+
+    /// All but those named in a comma-separated list: `tun-tcp`, `tun-udp`, `udp-send`,
+    /// `udp-receive`, or `all`.
+    ///
+    /// # Errors
+    /// [`Error::UnknownOffload`] with the name that is none.
+    pub fn without(names: &str) -> Result<Self, Error> {
+        let mut offloads = Self::default();
+        let names = names.split(',').map(str::trim);
+        for name in names.filter(|name| !name.is_empty()) {
+            match name {
+                "tun-tcp" => offloads.tun_tcp = false,
+                "tun-udp" => offloads.tun_udp = false,
+                "udp-send" => offloads.udp_send = false,
+                "udp-receive" => offloads.udp_receive = false,
+                "all" => offloads = Self::NONE,
+                _ => return Err(Error::UnknownOffload(name.to_owned())),
+            }
+        }
+        Ok(offloads)
+    }
 }
 
 impl Default for Offloads {
@@ -122,4 +143,24 @@ pub fn start(
     options: StackOptions,
 ) -> Result<(Tun, KernelStack), Error> {
     kernel::start(helper, addresses, options)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn named_offloads_are_left_out_and_others_stay() {
+        let offloads = Offloads::without("udp-send, tun-udp").unwrap();
+        let expected = Offloads {
+            udp_send: false,
+            tun_udp: false,
+            ..Offloads::default()
+        };
+        assert_eq!(offloads, expected);
+        assert_eq!(Offloads::without("all").unwrap(), Offloads::NONE);
+        assert_eq!(Offloads::without("").unwrap(), Offloads::default());
+        let error = Offloads::without("tun-tcp,gso").unwrap_err().to_string();
+        assert!(error.contains("\"gso\""), "{error}");
+    }
 }

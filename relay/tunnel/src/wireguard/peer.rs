@@ -195,6 +195,7 @@ impl Peer {
             TunnResult::WriteToNetwork(reply) => {
                 replies.push(reply.to_vec());
                 if is_response(datagram) {
+                    tracing::debug!(index = self.options.index, "WireGuard keys agreed");
                     self.handshake = None;
                     self.ready = true;
                 }
