@@ -1,6 +1,8 @@
 //! The workspace's side of the tunnel: joins the control plane, and serves the ports of this
 //! machine's loopback to the peers that the control plane names.
 
+mod api;
+mod checks;
 mod error;
 pub mod health;
 pub mod listening;
@@ -11,9 +13,10 @@ mod udp;
 use std::future::Future;
 use std::time::Duration;
 
-use relay_control::agent::{AgentSession, Event, Identity};
+use relay_control::agent::{AgentSession, App, Event, Identity};
 use relay_control::rest::Access;
 use relay_engine::Engine;
+use relay_tunnel::dial::TlsOptions;
 use relay_tunnel::endpoint::{self, Endpoint, EndpointConfig, EndpointEvents, StackChoice};
 use relay_tunnel::path::PathState;
 use relay_tunnel::stack::{NetHelper, Offloads};
@@ -77,6 +80,13 @@ async fn serve(config: Config, session: &mut AgentSession, nodes: OwnNode) -> Re
         identity.owner, identity.workspace, identity.name
     );
     let engine = config.engine;
+    let tls = TlsOptions {
+        // Apps are asked as by anybody, without the certificate that is for the control plane.
+        cert_file: None,
+        key_file: None,
+        ..config.access.tls.clone()
+    };
+    let (apps, checked) = watch::channel(identity.apps.clone());
     let (tunnel, events) = open(config, &identity)?;
     tunnel.set_derp_map(identity.derp_map).await?;
 
@@ -84,6 +94,7 @@ async fn serve(config: Config, session: &mut AgentSession, nodes: OwnNode) -> Re
     let mut tasks = JoinSet::new();
     tasks.spawn(announce(tunnel.clone(), nodes, name));
     tasks.spawn(report(events));
+    tasks.spawn(checks::run(checked, tls, session.healths()));
     tasks.spawn(tcp::serve(tunnel.incoming(), engine));
     let answers = tunnel.clone();
     tasks.spawn(udp::serve(tunnel.serve_datagrams(), move |datagram| {
@@ -96,7 +107,7 @@ async fn serve(config: Config, session: &mut AgentSession, nodes: OwnNode) -> Re
         tokio::select! {
             event = session.event() => {
                 let event = event.ok_or(Error::Ended("session with the control plane"))?;
-                if let Some(ready) = handle(event, &tunnel, &mut peers).await? {
+                if let Some(ready) = handle(event, &tunnel, &mut peers, &apps).await? {
                     session.ready(ready);
                 }
             }
@@ -157,12 +168,19 @@ async fn handle(
     event: Event,
     tunnel: &Endpoint,
     peers: &mut Peers,
+    apps: &watch::Sender<Vec<App>>,
 ) -> Result<Option<uuid::Uuid>, Error> {
     match event {
         Event::Connected(identity) => {
             tracing::info!("the control plane is back");
             tunnel.set_derp_map(identity.derp_map).await?;
             peers.all_lost();
+            let list = identity.apps;
+            apps.send_if_modified(|now| {
+                let changed = *now != list;
+                *now = list;
+                changed
+            });
         }
         Event::DerpMap(map) => tunnel.set_derp_map(map).await?,
         Event::Peer(id, node) => {

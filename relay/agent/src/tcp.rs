@@ -12,6 +12,8 @@ use relay_tunnel::stack::Incoming;
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 
+use crate::api::{self, Api};
+
 /// What one peer may have open. Two descriptors each; the limit of descriptors is for all peers.
 const PER_PEER: usize = 16_384;
 /// A peer's SYN is held no longer than this while its app is dialled.
@@ -20,6 +22,7 @@ const DIAL: Duration = Duration::from_secs(10);
 /// Serves connections until the tunnel is closed.
 pub(crate) async fn serve(mut incoming: mpsc::Receiver<Incoming>, engine: Engine) {
     let open = Open::default();
+    let api = Arc::new(Api::default());
     while let Some(wanted) = incoming.recv().await {
         let source = wanted.source();
         let Some(place) = open.take(*source.ip()) else {
@@ -27,10 +30,22 @@ pub(crate) async fn serve(mut incoming: mpsc::Receiver<Incoming>, engine: Engine
             wanted.refuse();
             continue;
         };
+        let api = Arc::clone(&api);
         tokio::spawn(async move {
-            connect(wanted, engine).await;
+            match wanted.port() {
+                api::PORT => answer(wanted, api).await,
+                _ => connect(wanted, engine).await,
+            }
             drop(place);
         });
+    }
+}
+
+/// Serves what the agent itself answers.
+async fn answer(wanted: Incoming, api: Arc<Api>) {
+    match wanted.accept().await {
+        Ok(peer) => api.serve(peer).await,
+        Err(error) => tracing::debug!(%error, "the peer went away before it was connected"),
     }
 }
 

@@ -6,17 +6,21 @@ use std::time::Duration;
 use relay_tunnel::endpoint::{LocalNode, PeerNode};
 use relay_wire::derp_map::DerpMap;
 use relay_wire::proto::agent::{
-    self, GetManifestRequest, Lifecycle, Manifest, Startup, Stats, UpdateLifecycleRequest,
-    UpdateStartupRequest, UpdateStatsRequest, UpdateStatsResponse, lifecycle::State,
+    self, BatchUpdateAppHealthRequest, BatchUpdateAppHealthResponse, GetManifestRequest, Lifecycle,
+    Manifest, Startup, Stats, UpdateLifecycleRequest, UpdateStartupRequest, UpdateStatsRequest,
+    UpdateStatsResponse, WorkspaceApp, batch_update_app_health_request::HealthUpdate,
+    lifecycle::State,
 };
-use relay_wire::proto::parse_id;
 use relay_wire::proto::tailnet::{self, CoordinateResponse, StreamDerpMapsRequest};
+use relay_wire::proto::{id_bytes, parse_id};
 use relay_wire::rest::TOKEN_COOKIE;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout};
 use url::Url;
 use uuid::Uuid;
+
+pub use relay_wire::proto::agent::AppHealth;
 
 use crate::Error;
 use crate::client::{at, stopped};
@@ -51,7 +55,25 @@ pub struct Identity {
     pub disable_direct: bool,
     /// Relays by WebSocket only.
     pub force_websockets: bool,
+    /// The apps whose health is to be watched.
+    pub apps: Vec<App>,
 }
+
+/// An app of the workspace, as far as the agent has to do with it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct App {
+    /// Its id.
+    pub id: Uuid,
+    /// What is asked to see how it is; may be empty.
+    pub check_url: String,
+    /// How often.
+    pub interval: Duration,
+    /// Failures in a row that are borne.
+    pub threshold: u32,
+}
+
+/// What is known of apps' health.
+pub type Healths = Vec<(Uuid, AppHealth)>;
 
 /// What happens to an agent.
 #[derive(Debug)]
@@ -77,6 +99,7 @@ pub enum Event {
 pub struct AgentSession {
     events: mpsc::Receiver<Event>,
     ready: mpsc::UnboundedSender<Uuid>,
+    healths: watch::Sender<Healths>,
     stop: watch::Sender<bool>,
     task: JoinHandle<()>,
 }
@@ -90,6 +113,7 @@ impl AgentSession {
     pub fn start(url: &Url, access: Access, version: &str, nodes: Nodes) -> Self {
         let (sender, events) = mpsc::channel(64);
         let (ready, readies) = mpsc::unbounded_channel();
+        let (healths, told_healths) = watch::channel(Healths::new());
         let (stop, stopped) = watch::channel(false);
         let run = Run {
             http: Http::new(url, access),
@@ -97,11 +121,13 @@ impl AgentSession {
             nodes,
             events: sender,
             readies,
+            healths: told_healths,
             stop: stopped,
         };
         Self {
             events,
             ready,
+            healths,
             stop,
             task: tokio::spawn(run.run()),
         }
@@ -115,6 +141,12 @@ impl AgentSession {
     /// Tells a peer that it has been let in.
     pub fn ready(&self, peer: Uuid) {
         let _ = self.ready.send(peer);
+    }
+
+    /// Where the health of apps is put; the control plane hears of every change, and of all when
+    /// the session was opened anew.
+    pub fn healths(&self) -> watch::Sender<Healths> {
+        self.healths.clone()
     }
 
     /// Says goodbye and ends; takes about a second at most.
@@ -137,6 +169,7 @@ struct Run {
     nodes: Nodes,
     events: mpsc::Sender<Event>,
     readies: mpsc::UnboundedReceiver<Uuid>,
+    healths: watch::Receiver<Healths>,
     stop: watch::Receiver<bool>,
 }
 
@@ -252,6 +285,7 @@ impl Run {
             derp_map,
             disable_direct: manifest.disable_direct_connections,
             force_websockets: manifest.derp_force_websockets,
+            apps: manifest.apps.into_iter().filter_map(checked).collect(),
         })
     }
 
@@ -264,6 +298,7 @@ impl Run {
         let mut told = None;
         let mut stats_at = Some(Instant::now());
         let mut stop = self.stop.clone();
+        self.healths.mark_changed();
         loop {
             tokio::select! {
                 biased;
@@ -291,6 +326,10 @@ impl Run {
                     }
                     None => return Ok(End::Lost("the server ended the relay map".to_owned())),
                 },
+                Ok(()) = self.healths.changed() => {
+                    let healths = self.healths.borrow_and_update().clone();
+                    tell_healths(mux, healths).await?;
+                }
                 () = at(stats_at) => stats_at = Some(Instant::now() + stats(mux).await?),
             }
         }
@@ -334,6 +373,41 @@ async fn lifecycle(mux: &Mux, state: State) -> Result<(), RpcError> {
     };
     let _: Lifecycle = call(mux.unary(agent::UPDATE_LIFECYCLE, &request)).await?;
     Ok(())
+}
+
+/// Tells how the apps are.
+async fn tell_healths(mux: &Mux, healths: Healths) -> Result<(), RpcError> {
+    if healths.is_empty() {
+        return Ok(());
+    }
+    let update = |(id, health): (Uuid, AppHealth)| HealthUpdate {
+        id: id_bytes(id),
+        health: health.into(),
+    };
+    let request = BatchUpdateAppHealthRequest {
+        updates: healths.into_iter().map(update).collect(),
+    };
+    let told = call(mux.unary(agent::BATCH_UPDATE_APP_HEALTHS, &request)).await;
+    match told {
+        Ok(BatchUpdateAppHealthResponse {}) => {}
+        Err(RpcError::Refused { code, text }) => {
+            tracing::debug!(code, text, "the health of apps is not taken");
+        }
+        Err(error) => return Err(error),
+    }
+    Ok(())
+}
+
+/// An app that has a check.
+fn checked(app: WorkspaceApp) -> Option<App> {
+    let check = app.healthcheck?;
+    let interval = check.interval.map(|interval| interval.to_std());
+    Some(App {
+        id: parse_id(&app.id)?,
+        check_url: check.url,
+        interval: interval.unwrap_or_default(),
+        threshold: u32::try_from(check.threshold).unwrap_or_default(),
+    })
 }
 
 /// Reports that the agent lives and gives the time to the next report.

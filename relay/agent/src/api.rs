@@ -1,0 +1,182 @@
+//! The agent's own HTTP API, on a port of the tunnel that is never an app's (coder_facts §2.17):
+//! what listens on this machine.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use http::header::{CONTENT_TYPE, HeaderValue};
+use http::{Method, Request, Response, StatusCode};
+use http_body_util::Full;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use serde::Serialize;
+use tokio::net::TcpStream;
+use tokio::sync::Mutex;
+
+use crate::listening::{self, Port};
+
+/// The port of the tunnel on which it is served.
+pub(crate) const PORT: u16 = 4;
+/// A list of ports is told again while it is not older than this.
+const FRESH: Duration = Duration::from_secs(1);
+/// How long the head of a request may take, and a connection may wait for one.
+const HEAD: Duration = Duration::from_secs(30);
+/// The longest head of a request.
+const LONGEST_HEAD: usize = 16 << 10;
+
+/// The API, shared by its connections.
+#[derive(Default)]
+pub(crate) struct Api {
+    /// Held while the list is made, so that it is made once for all who ask.
+    ports: Mutex<Option<(Instant, Bytes)>>,
+}
+
+#[derive(Serialize)]
+struct Ports {
+    ports: Vec<Port>,
+}
+
+#[derive(Serialize)]
+struct Message<'a> {
+    message: &'a str,
+}
+
+impl Api {
+    /// Serves a connection to its end.
+    pub(crate) async fn serve(self: Arc<Self>, stream: TcpStream) {
+        let service = service_fn(move |request| {
+            let api = Arc::clone(&self);
+            async move { Ok::<_, std::convert::Infallible>(api.answer(&request).await) }
+        });
+        let connection = http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(HEAD)
+            .max_buf_size(LONGEST_HEAD)
+            .serve_connection(TokioIo::new(stream), service);
+        if let Err(error) = connection.await {
+            tracing::debug!(%error, "a connection to the agent's API ended");
+        }
+    }
+
+    async fn answer<B>(&self, request: &Request<B>) -> Response<Full<Bytes>> {
+        match (request.method(), request.uri().path()) {
+            (&Method::GET, "/") => say(StatusCode::OK, "This is the agent of a workspace."),
+            (&Method::GET, "/api/v0/listening-ports") => match self.ports().await {
+                Ok(list) => json(StatusCode::OK, list),
+                Err(error) => {
+                    tracing::warn!("cannot tell what listens on this machine: {error}");
+                    let why = "The agent cannot read what listens on its machine.";
+                    say(StatusCode::INTERNAL_SERVER_ERROR, why)
+                }
+            },
+            _ => say(StatusCode::NOT_FOUND, "The agent has nothing here."),
+        }
+    }
+
+    async fn ports(&self) -> std::io::Result<Bytes> {
+        let mut kept = self.ports.lock().await;
+        if let Some((made, list)) = &*kept
+            && made.elapsed() < FRESH
+        {
+            return Ok(list.clone());
+        }
+        let ports = tokio::task::spawn_blocking(|| listening::ports(&[])).await??;
+        let list = Bytes::from(serde_json::to_vec(&Ports { ports })?);
+        *kept = Some((Instant::now(), list.clone()));
+        Ok(list)
+    }
+}
+
+fn say(status: StatusCode, message: &str) -> Response<Full<Bytes>> {
+    // A struct with one text always serialises.
+    let body = serde_json::to_vec(&Message { message }).unwrap_or_default();
+    json(status, body.into())
+}
+
+fn json(status: StatusCode, body: Bytes) -> Response<Full<Bytes>> {
+    let mut answer = Response::new(Full::new(body));
+    *answer.status_mut() = status;
+    let kind = HeaderValue::from_static("application/json; charset=utf-8");
+    answer.headers_mut().insert(CONTENT_TYPE, kind);
+    answer
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use http_body_util::BodyExt;
+    use serde_json::Value;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    async fn get(api: &Api, path: &str) -> (StatusCode, Value) {
+        let request = Request::get(path).body(()).unwrap();
+        let answer = api.answer(&request).await;
+        let status = answer.status();
+        let body = answer.into_body().collect().await.unwrap().to_bytes();
+        (status, serde_json::from_slice(&body).unwrap())
+    }
+
+    fn has(list: &Value, port: u16) -> bool {
+        let ports = list["ports"].as_array().unwrap();
+        ports
+            .iter()
+            .any(|found| found["port"] == port && found["network"] == "tcp")
+    }
+
+    #[tokio::test]
+    async fn the_list_of_ports_is_a_second_old_at_most() {
+        let api = Api::default();
+        let first = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        let (status, list) = get(&api, "/api/v0/listening-ports").await;
+        assert_eq!(status, StatusCode::OK);
+        assert!(has(&list, first.local_addr().unwrap().port()), "{list}");
+        let made = api.ports.lock().await.as_ref().unwrap().0;
+        let second = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        let port = second.local_addr().unwrap().port();
+        let (_, again) = get(&api, "/api/v0/listening-ports").await;
+        // Unless this machine was asleep in between.
+        assert!(!has(&again, port) || made.elapsed() >= FRESH);
+        tokio::time::sleep_until((made + FRESH).into()).await;
+        let (_, fresh) = get(&api, "/api/v0/listening-ports").await;
+        assert!(has(&fresh, port), "{fresh}");
+    }
+
+    #[tokio::test]
+    async fn other_paths_and_methods_are_not_found() {
+        let api = Api::default();
+        assert_eq!(get(&api, "/").await.0, StatusCode::OK);
+        for path in ["/api/v0/netcheck", "/api/v0/listening-ports/x", "/../"] {
+            let (status, body) = get(&api, path).await;
+            assert_eq!(status, StatusCode::NOT_FOUND, "{path}");
+            assert!(body["message"].is_string());
+        }
+        let post = Request::post("/").body(()).unwrap();
+        assert_eq!(api.answer(&post).await.status(), StatusCode::NOT_FOUND);
+    }
+
+    #[tokio::test]
+    async fn a_connection_that_is_no_http_ends() {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let mut peer = TcpStream::connect(address).await.unwrap();
+        let (stream, _) = listener.accept().await.unwrap();
+        let serving = tokio::spawn(Arc::new(Api::default()).serve(stream));
+        peer.write_all(b"\x16\x03\x01\x00\x00nonsense\r\n\r\n")
+            .await
+            .unwrap();
+        let mut answer = Vec::new();
+        let _ = peer.read_to_end(&mut answer).await;
+        serving.await.unwrap();
+        let text = String::from_utf8_lossy(&answer);
+        assert!(
+            text.is_empty() || text.starts_with("HTTP/1.1 400"),
+            "{text}"
+        );
+    }
+}
