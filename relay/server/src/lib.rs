@@ -6,7 +6,6 @@ pub mod apps;
 mod config;
 mod coordinator;
 mod derp;
-#[allow(dead_code)]
 mod dialer;
 mod error;
 mod hub;

@@ -29,7 +29,6 @@ pub(crate) struct State {
     pub(crate) force_websockets: bool,
     pub(crate) hub: Arc<Hub>,
     /// The way into workspaces.
-    #[allow(dead_code)]
     pub(crate) dialer: Arc<dyn Dial>,
     pub(crate) relay: Arc<Relay>,
     pub(crate) resume: ResumeKey,

@@ -6,12 +6,15 @@ use axum::routing::{get, post};
 use axum::{Json, Router};
 use http::StatusCode;
 use relay_control::rpc::websocket_config;
-use relay_wire::rest::{ConnectionInfo, WorkspaceAgent};
+use relay_wire::rest::{AgentStatus, ConnectionInfo, WorkspaceAgent};
+use serde::Serialize;
 use uuid::Uuid;
 
 use super::auth::{Caller, CallingAgent, parameter};
 use super::websocket::{Handshake, check_origin};
 use super::{HOSTNAME_SUFFIX, Refusal, empty, version, views};
+use crate::apps::ports::ListeningPort;
+use crate::dialer::{self, DialError, ListenError};
 use crate::session;
 use crate::state::Shared;
 use crate::store::AgentAccess;
@@ -22,6 +25,10 @@ pub(super) fn routes() -> Router<Shared> {
         .route("/workspaceagents/{id}", get(agent))
         .route("/workspaceagents/{id}/connection", get(agent_connection))
         .route("/workspaceagents/{id}/coordinate", get(coordinate))
+        .route(
+            "/workspaceagents/{id}/listening-ports",
+            get(listening_ports),
+        )
         .route("/workspaceagents/me/rpc", get(rpc))
         .route("/workspaceagents/me/reinit", get(reinit))
         .route("/workspaceagents/me/log-source", post(log_source))
@@ -45,6 +52,37 @@ async fn agent(
         resource,
         &state.presence,
     )))
+}
+
+#[derive(Serialize)]
+struct Ports {
+    ports: Vec<ListeningPort>,
+}
+
+/// What listens in the workspace.
+async fn listening_ports(
+    State(state): State<Shared>,
+    caller: Caller,
+    Path(id): Path<String>,
+) -> Result<Json<Ports>, Refusal> {
+    let access = reachable(&state, &caller, &id).await?;
+    let status = views::status(&access.agent, &state.presence);
+    let away = || {
+        Refusal::bad(format!(
+            "The agent is {status}; what listens can be told of a connected agent only."
+        ))
+    };
+    if status != AgentStatus::Connected {
+        return Err(away());
+    }
+    match dialer::listening_ports(&state, &access.agent).await {
+        Ok(ports) => Ok(Json(Ports { ports })),
+        Err(ListenError::Dial(DialError::NotConnected)) => Err(away()),
+        Err(error) => Err(Refusal::new(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            format!("The ports cannot be listed: {error}."),
+        )),
+    }
 }
 
 async fn connection(State(state): State<Shared>, _caller: Caller) -> Json<ConnectionInfo> {

@@ -173,6 +173,15 @@ pub(super) struct Names<'a> {
     pub(super) workspace: &'a str,
 }
 
+/// Whether an agent is connected.
+pub(super) fn status(agent: &Agent, presence: &Presence) -> rest::AgentStatus {
+    match (presence.last_seen(agent.id), agent.first_connected_at) {
+        (Some(_), _) => rest::AgentStatus::Connected,
+        (None, Some(_)) => rest::AgentStatus::Disconnected,
+        (None, None) => rest::AgentStatus::Connecting,
+    }
+}
+
 pub(super) fn agent(
     agent: &Agent,
     names: &Names<'_>,
@@ -181,11 +190,7 @@ pub(super) fn agent(
 ) -> rest::WorkspaceAgent {
     let apps = agent.apps.iter();
     let seen = presence.last_seen(agent.id);
-    let status = match (seen, agent.first_connected_at) {
-        (Some(_), _) => rest::AgentStatus::Connected,
-        (None, Some(_)) => rest::AgentStatus::Disconnected,
-        (None, None) => rest::AgentStatus::Connecting,
-    };
+    let status = status(agent, presence);
     let healthy = status == rest::AgentStatus::Connected;
     rest::WorkspaceAgent {
         id: agent.id,

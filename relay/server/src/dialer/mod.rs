@@ -2,6 +2,7 @@
 //! of which the server is one end like any client.
 
 mod keeper;
+mod listening;
 mod plan;
 mod tunnels;
 
@@ -12,6 +13,7 @@ use relay_tunnel::path::PathState;
 use tokio::net::TcpStream;
 use uuid::Uuid;
 
+pub(crate) use listening::{ListenError, listening_ports};
 pub(crate) use tunnels::{Setup, Tunnels};
 
 /// Opens streams to agents.
@@ -20,6 +22,7 @@ pub(crate) trait Dial: Send + Sync + 'static {
     fn dial(&self, agent: Uuid, port: u16) -> BoxFuture<'_, Result<TcpStream, DialError>>;
 
     /// How the agent is reached at the moment; `None` without a tunnel to it.
+    #[allow(dead_code, reason = "for the pages")]
     fn path(&self, agent: Uuid) -> Option<PathState>;
 
     /// Ends the tunnels to all agents that are not among these.

@@ -6,16 +6,19 @@ use relay_control::rpc::{Incoming, RpcError, UNIMPLEMENTED};
 use relay_wire::proto::agent::{
     self, get_resources_monitoring_configuration_response as monitoring,
 };
-use relay_wire::proto::{id_bytes, tailnet};
+use relay_wire::proto::{id_bytes, parse_id, tailnet};
 
 use super::within;
+use crate::apps::access::ShareLevel;
 use crate::state::Shared;
-use crate::store::{AgentAccess, Lifecycle};
+use crate::store::{AgentAccess, App, AppHealth, Lifecycle};
 
 /// How often agents tell their statistics.
 const REPORT: Duration = Duration::from_secs(30);
 /// Longest text about itself that is kept of an agent.
 const TEXT: usize = 1024;
+/// Most apps that an agent tells about at a time.
+const APPS: usize = 1024;
 
 /// Answers a call.
 pub(super) async fn answer(
@@ -24,7 +27,11 @@ pub(super) async fn answer(
     call: Incoming,
 ) -> Result<(), RpcError> {
     match call.path.as_str() {
-        agent::GET_MANIFEST => within(call.reply(&manifest(state, access))).await,
+        agent::GET_MANIFEST => match manifest(state, access).await {
+            Ok(manifest) => within(call.reply(&manifest)).await,
+            Err(error) => failed(&error, call).await,
+        },
+        agent::BATCH_UPDATE_APP_HEALTHS => health(state, access, call).await,
         agent::UPDATE_STARTUP => startup(state, access, call).await,
         agent::UPDATE_LIFECYCLE => lifecycle(state, access, call).await,
         agent::UPDATE_STATS => {
@@ -47,7 +54,6 @@ pub(super) async fn answer(
         | agent::GET_ANNOUNCEMENT_BANNERS
         | agent::BATCH_CREATE_LOGS
         | agent::BATCH_UPDATE_METADATA
-        | agent::BATCH_UPDATE_APP_HEALTHS
         | agent::SCRIPT_COMPLETED
         | agent::PUSH_RESOURCES_MONITORING_USAGE
         | agent::REPORT_CONNECTION => within(call.reply(&tailnet::Empty::default())).await,
@@ -55,8 +61,9 @@ pub(super) async fn answer(
     }
 }
 
-fn manifest(state: &Shared, access: &AgentAccess) -> agent::Manifest {
-    agent::Manifest {
+async fn manifest(state: &Shared, access: &AgentAccess) -> crate::Result<agent::Manifest> {
+    let apps = state.store.apps_of_agent(access.agent.id).await?;
+    Ok(agent::Manifest {
         agent_id: id_bytes(access.agent.id),
         disable_direct_connections: state.block_direct,
         derp_force_websockets: state.force_websockets,
@@ -65,7 +72,63 @@ fn manifest(state: &Shared, access: &AgentAccess) -> agent::Manifest {
         workspace_id: id_bytes(access.agent.workspace_id),
         agent_name: access.agent.name.clone(),
         workspace_name: access.workspace_name.clone(),
+        apps: apps.into_iter().map(app).collect(),
         ..Default::default()
+    })
+}
+
+fn app((app, health): (App, AppHealth)) -> agent::WorkspaceApp {
+    use agent::workspace_app::{Healthcheck, SharingLevel};
+    let sharing_level = match app.share {
+        ShareLevel::Owner => SharingLevel::Owner,
+        ShareLevel::Organization => SharingLevel::Organization,
+        ShareLevel::Authenticated => SharingLevel::Authenticated,
+        ShareLevel::Public => SharingLevel::Public,
+    };
+    let healthcheck = app.healthcheck.map(|check| Healthcheck {
+        url: check.url,
+        interval: Some(Duration::from_secs(check.interval.into()).into()),
+        threshold: i32::try_from(check.threshold).unwrap_or(i32::MAX),
+    });
+    agent::WorkspaceApp {
+        id: id_bytes(app.id),
+        url: app.url,
+        external: app.external,
+        slug: app.slug,
+        display_name: app.display_name,
+        command: app.command,
+        icon: app.icon,
+        subdomain: app.subdomain,
+        subdomain_name: String::new(),
+        sharing_level: sharing_level.into(),
+        healthcheck,
+        health: health.number(),
+        hidden: app.hidden,
+    }
+}
+
+/// Notes what the agent found out about its apps.
+async fn health(state: &Shared, access: &AgentAccess, mut call: Incoming) -> Result<(), RpcError> {
+    let request: agent::BatchUpdateAppHealthRequest = call.request().await?;
+    if request.updates.len() > APPS {
+        return within(call.refuse(0, "too many apps")).await;
+    }
+    let mut states = Vec::new();
+    for update in request.updates {
+        match (parse_id(&update.id), AppHealth::from_number(update.health)) {
+            (Some(id), Some(health)) => states.push((id, health)),
+            _ => return within(call.refuse(0, "unknown app id or health")).await,
+        }
+    }
+    match state.store.set_app_health(access.agent.id, &states).await {
+        Ok(changed) => {
+            if changed {
+                state.changed();
+            }
+            let answer = agent::BatchUpdateAppHealthResponse::default();
+            within(call.reply(&answer)).await
+        }
+        Err(error) => failed(&error, call).await,
     }
 }
 

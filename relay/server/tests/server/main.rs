@@ -4,6 +4,7 @@
     reason = "a test panics on what it does not expect"
 )]
 
+mod apps;
 mod coordination;
 mod hostile;
 mod limits;
