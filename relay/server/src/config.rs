@@ -1,12 +1,16 @@
 //! What a server is told when it starts.
 
+use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use relay_tunnel::stack::NetHelper;
 use url::Url;
 
 use crate::api::limits::API;
+use crate::apps::settings::Choices;
+use crate::dialer::Dial;
 
 /// Where STUN requests are answered.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -30,7 +34,6 @@ pub struct TlsFiles {
 }
 
 /// Settings of a server.
-#[derive(Debug)]
 pub struct Config {
     /// Where HTTP requests are answered; port 0 takes a free one.
     pub http_address: SocketAddr,
@@ -52,6 +55,20 @@ pub struct Config {
     /// Makes the server's end of tunnels, forked before the process had threads; without it no app
     /// of a workspace can be opened through this server.
     pub helper: Option<NetHelper>,
+    /// What is chosen about apps in a browser.
+    pub apps: Choices,
+    /// Another way to agents' ports than the server's own tunnels.
+    pub dialer: Option<Arc<dyn Dial>>,
+}
+
+impl fmt::Debug for Config {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Config")
+            .field("http_address", &self.http_address)
+            .field("access_url", &self.access_url)
+            .field("data_dir", &self.data_dir)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Config {
@@ -67,6 +84,8 @@ impl Config {
             force_websockets: false,
             api_rate_limit: API,
             helper: None,
+            apps: Choices::default(),
+            dialer: None,
         }
     }
 }

@@ -4,12 +4,14 @@
 mod api;
 pub mod apps;
 mod config;
+mod connection;
 mod coordinator;
 mod derp;
 mod dialer;
 mod error;
 mod hub;
 mod map;
+mod proxy;
 mod resume;
 mod secrets;
 mod server;
@@ -21,6 +23,7 @@ pub mod template;
 mod tls;
 
 pub use config::{Config, StunAddress, TlsFiles};
+pub use dialer::{Dial, DialError};
 pub use error::{Error, Result};
 pub use server::Server;
 pub use store::*;

@@ -4,17 +4,12 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::Router;
-use hyper::server::conn::http1;
-use hyper_util::rt::{TokioIo, TokioTimer};
-use hyper_util::service::TowerToHyperService;
 use rand::TryRngCore;
 use relay_tunnel::stack::NetHelper;
 use relay_wire::derp_map::DerpMap;
 use relay_wire::keys::NodePrivate;
 use relay_wire::stun::DEFAULT_PORT;
 use socket2::{SockRef, TcpKeepalive};
-use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
@@ -23,17 +18,18 @@ use url::Url;
 use uuid::Uuid;
 
 use crate::api::limits::Limits;
+use crate::apps::settings::Settings;
 use crate::config::{Config, StunAddress};
+use crate::connection::Front;
 use crate::derp::Relay;
 use crate::dialer::{Dial, NoTunnels, Setup, Tunnels};
 use crate::error::{Error, Result};
+use crate::proxy::Proxy;
 use crate::resume::ResumeKey;
 use crate::state::{Presence, Shared, State};
 use crate::store::Store;
-use crate::{api, map, secrets, stun, tls};
+use crate::{api, map, proxy, secrets, stun, tls};
 
-/// How long the head of a request may take, and a connection may wait for one.
-const HEAD: Duration = Duration::from_secs(30);
 /// How long a TLS handshake may take.
 const TLS_HANDSHAKE: Duration = Duration::from_secs(10);
 /// How long sessions get to end when the server stops.
@@ -68,6 +64,8 @@ impl Server {
             source,
         })?;
         let access_url = map::access_url(config.access_url.as_ref(), local, tls.is_some())?;
+        let secret = setting_secret(&store, "app_secret").await?;
+        let apps = Settings::new(&config.apps, &access_url, secret.as_bytes());
         let stun = open_stun(config.stun, local).await;
         let (stop, stopping) = watch::channel(false);
         let (alive, ended) = mpsc::channel(1);
@@ -84,10 +82,14 @@ impl Server {
             deployment_id,
             map,
             access_url,
+            apps: Arc::new(apps),
+            proxy: Proxy::default(),
             block_direct: config.block_direct,
             force_websockets: config.force_websockets,
             hub,
-            dialer: dialer(config.helper, setup),
+            dialer: config
+                .dialer
+                .unwrap_or_else(|| dialer(config.helper, setup)),
             relay,
             resume,
             limits: Limits::new(config.api_rate_limit),
@@ -102,6 +104,7 @@ impl Server {
         let mut tasks = vec![
             tokio::spawn(accept(listener, tls, Arc::clone(&state))),
             tokio::spawn(look_for_changes(Arc::clone(&state))),
+            tokio::spawn(proxy::tidy(Arc::clone(&state))),
         ];
         if let Some((socket, _)) = stun {
             tasks.push(tokio::spawn(stun::serve(socket)));
@@ -228,7 +231,7 @@ async fn relay_key(store: &Store) -> Result<NodePrivate> {
 }
 
 async fn accept(listener: TcpListener, tls: Option<TlsAcceptor>, state: Shared) {
-    let router = api::router(Arc::clone(&state));
+    let front = Front::new(Arc::clone(&state), api::router(state));
     let mut said = false;
     loop {
         let (stream, address) = match listener.accept().await {
@@ -246,16 +249,13 @@ async fn accept(listener: TcpListener, tls: Option<TlsAcceptor>, state: Shared) 
             tracing::debug!(%error, "a connection cannot be set up");
             continue;
         }
-        let (router, state) = (
-            router.clone().layer(axum::Extension(address.ip())),
-            Arc::clone(&state),
-        );
+        let (front, address) = (front.clone(), address.ip().to_canonical());
         match tls.clone() {
-            None => drop(tokio::spawn(serve(stream, router, state))),
+            None => drop(tokio::spawn(front.plain(stream, address))),
             Some(tls) => drop(tokio::spawn(async move {
                 let opened = tokio::time::timeout(TLS_HANDSHAKE, tls.accept(stream)).await;
                 match opened {
-                    Ok(Ok(stream)) => serve(stream, router, state).await,
+                    Ok(Ok(stream)) => front.encrypted(stream, address).await,
                     Ok(Err(error)) => tracing::debug!(%error, "no TLS handshake"),
                     Err(_) => tracing::debug!("a TLS handshake took too long"),
                 }
@@ -275,32 +275,6 @@ fn prepare(stream: &TcpStream) -> std::io::Result<()> {
     socket.set_tcp_user_timeout(Some(SILENCE * 2))
 }
 
-/// Serves a connection until it ends or becomes something else than HTTP.
-async fn serve<S>(stream: S, router: Router, state: Shared)
-where
-    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-{
-    let connection = http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(HEAD)
-        .max_buf_size(64 << 10)
-        .title_case_headers(true)
-        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router))
-        .with_upgrades();
-    let mut connection = std::pin::pin!(connection);
-    let done = tokio::select! {
-        done = connection.as_mut() => done,
-        () = state.stopped() => {
-            connection.as_mut().graceful_shutdown();
-            let rest = tokio::time::timeout(Duration::from_secs(1), connection);
-            rest.await.unwrap_or(Ok(()))
-        }
-    };
-    if let Err(error) = done {
-        tracing::debug!(%error, "an HTTP connection ended");
-    }
-}
-
 /// Notices what other processes changed in the database, and ends the sessions of agents that are
 /// no more.
 async fn look_for_changes(state: Shared) {
@@ -318,6 +292,7 @@ async fn look_for_changes(state: Shared) {
             continue;
         }
         known = revision;
+        state.proxy.look_for_changes(&state.store).await;
         if let Ok(agents) = state.store.agent_ids().await {
             state.presence.keep_only(&agents);
             state.clients.keep_only(&agents);

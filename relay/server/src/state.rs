@@ -10,9 +10,11 @@ use url::Url;
 use uuid::Uuid;
 
 use crate::api::limits::Limits;
+use crate::apps::settings::Settings;
 use crate::derp::Relay;
 use crate::dialer::Dial;
 use crate::hub::Hub;
+use crate::proxy::Proxy;
 use crate::resume::ResumeKey;
 use crate::store::Store;
 
@@ -25,6 +27,10 @@ pub(crate) struct State {
     pub(crate) access_url: Url,
     pub(crate) deployment_id: String,
     pub(crate) map: DerpMap,
+    /// The deployment's choices about apps.
+    pub(crate) apps: Arc<Settings>,
+    /// What the proxy keeps between requests.
+    pub(crate) proxy: Proxy,
     pub(crate) block_direct: bool,
     pub(crate) force_websockets: bool,
     pub(crate) hub: Arc<Hub>,

@@ -83,13 +83,22 @@ fn unknown(parts: &Parts, state: &Shared, message: &str) -> Refusal {
 
 /// The token, from the first place that has one.
 fn session_token(parts: &Parts) -> Option<String> {
-    let query = parts.uri.query().unwrap_or_default();
-    let token = cookie(parts)
-        .or_else(|| parameter(query, TOKEN_COOKIE))
-        .or_else(|| header(parts, TOKEN_HEADER))
-        .or_else(|| bearer(parts))
-        .or_else(|| parameter(query, "access_token"))?;
+    let token = session_tokens(parts).next()?;
     (token.len() <= TOKEN).then_some(token)
+}
+
+/// All tokens of a request, from the places where one may be, in a fixed order.
+pub(crate) fn session_tokens(parts: &Parts) -> impl Iterator<Item = String> + Send + use<> {
+    let query = parts.uri.query().unwrap_or_default();
+    [
+        cookie(parts),
+        parameter(query, TOKEN_COOKIE),
+        header(parts, TOKEN_HEADER),
+        bearer(parts),
+        parameter(query, "access_token"),
+    ]
+    .into_iter()
+    .flatten()
 }
 
 fn cookie(parts: &Parts) -> Option<String> {

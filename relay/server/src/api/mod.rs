@@ -26,13 +26,14 @@ use http::request::Parts;
 use http::{HeaderName, StatusCode};
 use relay_wire::rest::{BuildInfo, ErrorBody, SshConfig, Validation};
 
+pub(crate) use auth::session_tokens;
 use limits::Anybody;
 
 use crate::error::Error;
 use crate::state::Shared;
 
 /// Contains `v0.0.0` on purpose: for Coder's tools that is a version that fits every other.
-const BUILD_VERSION: &str = concat!("v0.0.0+relay.", env!("CARGO_PKG_VERSION"));
+pub(crate) const BUILD_VERSION: &str = concat!("v0.0.0+relay.", env!("CARGO_PKG_VERSION"));
 /// Longest body of a request.
 const BODY: usize = 256 << 10;
 /// How long a request may take, hashing a password while others do so included.
@@ -47,7 +48,8 @@ pub(crate) fn router(state: Shared) -> Router {
         .merge(workspaces::routes())
         .merge(shares::routes())
         .merge(templates::routes())
-        .merge(agents::routes());
+        .merge(agents::routes())
+        .merge(crate::proxy::routes());
     Router::new()
         .nest("/api/v2", api)
         .route("/derp", any(crate::derp::upgrade))

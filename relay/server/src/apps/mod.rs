@@ -12,5 +12,6 @@ pub mod names;
 pub mod pattern;
 pub mod ports;
 pub mod redirect;
+pub mod settings;
 pub mod stats;
 pub mod token;

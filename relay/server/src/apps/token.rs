@@ -46,6 +46,9 @@ pub struct Claims {
     pub cors_behavior: String,
     /// Where the right comes from.
     pub grant: Grant,
+    /// The state of the database that it was read from; a token of another one is worth nothing.
+    #[serde(default)]
+    pub epoch: u64,
     /// Expiry, seconds since the epoch.
     pub exp: u64,
 }
@@ -163,6 +166,7 @@ mod tests {
             app_url: "http://127.0.0.1:8080".into(),
             cors_behavior: "simple".into(),
             grant: Grant::Session("abcdefghij".into()),
+            epoch: 7,
             exp: 1_060,
         }
     }

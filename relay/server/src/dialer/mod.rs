@@ -17,7 +17,7 @@ pub(crate) use listening::{ListenError, listening_ports};
 pub(crate) use tunnels::{Setup, Tunnels};
 
 /// Opens streams to agents.
-pub(crate) trait Dial: Send + Sync + 'static {
+pub trait Dial: Send + Sync + 'static {
     /// A stream to a port of the agent's loopback; bounded in time.
     fn dial(&self, agent: Uuid, port: u16) -> BoxFuture<'_, Result<TcpStream, DialError>>;
 
@@ -31,7 +31,7 @@ pub(crate) trait Dial: Send + Sync + 'static {
 
 /// Why there is no stream.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum DialError {
+pub enum DialError {
     /// This server has no end of a tunnel.
     #[error("this server cannot open tunnels: {0}")]
     NoStack(String),

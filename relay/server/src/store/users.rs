@@ -326,10 +326,14 @@ impl Store {
     /// Makes a session token worthless, and the app keys that came from it.
     pub(crate) async fn delete_token(&self, token: &str) -> Result<()> {
         let id = token.split('-').next().unwrap_or_default();
+        let mut transaction = self.begin().await?;
         sqlx::query("DELETE FROM api_keys WHERE id = $1")
             .bind(id)
-            .execute(&self.pool)
+            .execute(&mut *transaction)
             .await?;
+        // What was granted to it elsewhere must end, too.
+        Self::bump(&mut transaction).await?;
+        transaction.commit().await?;
         Ok(())
     }
 }

@@ -349,6 +349,28 @@ impl Store {
         self.with_agents(row).await
     }
 
+    /// The workspace of that owner and name, each by name or id, as a host name has them: in any
+    /// case, the exact one first.
+    pub(crate) async fn workspace_by_names(
+        &self,
+        owner: &str,
+        name: &str,
+    ) -> Result<Option<Workspace>> {
+        let statement = format!(
+            "SELECT {WORKSPACE_COLUMNS} FROM {WORKSPACE_TABLES} \
+             WHERE (LOWER(users.username) = LOWER($1) OR users.id = LOWER($1)) \
+             AND (LOWER(workspaces.name) = LOWER($2) OR workspaces.id = LOWER($2)) \
+             ORDER BY CASE WHEN users.username = $1 THEN 0 ELSE 1 END, \
+             CASE WHEN workspaces.name = $2 THEN 0 ELSE 1 END LIMIT 1"
+        );
+        let row = sqlx::query(&statement)
+            .bind(owner)
+            .bind(name)
+            .fetch_optional(&self.pool)
+            .await?;
+        self.with_agents(row).await
+    }
+
     async fn with_agents(&self, row: Option<SqliteRow>) -> Result<Option<Workspace>> {
         let Some(row) = row else { return Ok(None) };
         let mut found = workspace(&row)?;

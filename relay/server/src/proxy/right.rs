@@ -1,0 +1,354 @@
+//! By what right a request reaches its app: a signed token, a session, or sharing with everybody
+//! (coder_facts §2.7, §2.8).
+
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use axum::body::Body;
+use http::header::{COOKIE, HeaderMap, HeaderValue};
+use http::request::Parts;
+use http::{Response, StatusCode};
+use url::Url;
+use uuid::Uuid;
+
+use super::asked::Asked;
+use super::page::{self, Page};
+use super::target::{Target, Trouble};
+use super::{login, own};
+use crate::api::session_tokens;
+use crate::apps::access::{Access, Method, ShareLevel, Visitor, decide};
+use crate::apps::cookies;
+use crate::apps::cors::Behavior;
+use crate::apps::identity::IdentityError;
+use crate::apps::token::{Claims, Grant, LIFETIME};
+use crate::state::{Shared, State};
+use crate::store::Session;
+
+/// Tokens of a request that are looked at.
+const TOKENS: usize = 4;
+
+/// A request's right to an app, with all that is needed to reach it.
+#[derive(Debug)]
+pub(super) struct Right {
+    pub(super) workspace: Uuid,
+    pub(super) agent: Uuid,
+    pub(super) place: Place,
+    pub(super) cors: Behavior,
+    pub(super) grant: Grant,
+    /// When it has to be looked up again, seconds since 1970.
+    pub(super) until: u64,
+    /// The state of the database that it comes from.
+    pub(super) epoch: u64,
+}
+
+/// Where an app is on its agent.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Place {
+    pub(super) tls: bool,
+    pub(super) port: u16,
+    /// Goes in front of each path; without a slash at its end.
+    pub(super) prefix: String,
+    /// For a request of the app's root that brings none.
+    pub(super) query: Option<String>,
+}
+
+impl Place {
+    /// Reads an app's URL; its host does not matter, the agent's own loopback is meant.
+    fn parse(url: &str) -> Option<Self> {
+        let url = Url::parse(url).ok()?;
+        let tls = match url.scheme() {
+            "http" => false,
+            "https" => true,
+            _ => return None,
+        };
+        Some(Self {
+            tls,
+            port: url.port_or_known_default()?,
+            prefix: url.path().trim_end_matches('/').to_owned(),
+            query: url
+                .query()
+                .filter(|query| !query.is_empty())
+                .map(str::to_owned),
+        })
+    }
+}
+
+/// A right, and the cookie that saves the look-up next time.
+pub(super) struct Granted {
+    pub(super) right: Arc<Right>,
+    /// The token that was sent, or the one that was made.
+    pub(super) token: String,
+    /// The cookie to set, when the token is new.
+    pub(super) cookie: Option<HeaderValue>,
+}
+
+/// Finds the request's right.
+///
+/// # Errors
+/// The answer to a request that has none.
+pub(super) async fn authorize(
+    state: &Shared,
+    asked: &Asked,
+    parts: &Parts,
+) -> Result<Granted, Response<Body>> {
+    let time = now();
+    if let Some((token, claims)) = signed(state, asked, &parts.headers, time)
+        && let Some(right) = right_of(&claims)
+    {
+        return Ok(Granted {
+            right: Arc::new(right),
+            token: token.to_owned(),
+            cookie: None,
+        });
+    }
+    // The long way is rare; it must not make each connection's memory larger.
+    Box::pin(resolve(state, asked, parts, time)).await
+}
+
+/// The claims of a token that the request brought, when one is good.
+fn signed<'a>(
+    state: &State,
+    asked: &Asked,
+    headers: &'a HeaderMap,
+    time: u64,
+) -> Option<(&'a str, Claims)> {
+    let epoch = state.proxy.epoch();
+    let lines = headers.get_all(COOKIE).iter();
+    lines
+        .filter_map(|line| line.to_str().ok())
+        .flat_map(|line| cookies::values(line, cookies::SIGNED_APP_TOKEN))
+        .take(TOKENS)
+        .find_map(|token| {
+            let claims = state.apps.keys.verify(token, &asked.identity, time)?;
+            (claims.epoch == epoch).then_some((token, claims))
+        })
+}
+
+fn right_of(claims: &Claims) -> Option<Right> {
+    Some(Right {
+        workspace: claims.workspace_id,
+        agent: claims.agent_id,
+        place: Place::parse(&claims.app_url)?,
+        cors: claims.cors_behavior.parse().ok()?,
+        grant: claims.grant.clone(),
+        until: claims.exp,
+        epoch: claims.epoch,
+    })
+}
+
+async fn resolve(
+    state: &Shared,
+    asked: &Asked,
+    parts: &Parts,
+    time: u64,
+) -> Result<Granted, Response<Body>> {
+    if let Err(error) = asked.identity.check() {
+        return Err(match error {
+            IdentityError::Me => {
+                let text = "'me' is somebody else for everyone who opens this address; write the \
+                     full user name.";
+                Page::new(StatusCode::NOT_FOUND, "Application not found", text).answer()
+            }
+            _ => Page::new(
+                StatusCode::BAD_REQUEST,
+                "Invalid application URL",
+                error.to_string(),
+            )
+            .answer(),
+        });
+    }
+    // Read before the database is, so that a change in between makes the token worthless.
+    let epoch = state.proxy.epoch();
+    let failed = |error: crate::error::Error| {
+        tracing::warn!(%error, "an app was not looked up");
+        let text = "The server failed; its log says why.";
+        Page::new(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            "Something went wrong",
+            text,
+        )
+        .answer()
+    };
+    let session = session(state, asked, parts, epoch).await.map_err(failed)?;
+    let target = state.proxy.target(&state.store, asked, epoch).await;
+    let target = target.map_err(failed)?;
+    let visitor = visitor(session.as_deref(), target.as_deref());
+    let share = target
+        .as_ref()
+        .map_or(ShareLevel::Owner, |target| target.share);
+    match decide(asked.method, share, visitor, state.apps.path_policy) {
+        Access::Granted => {}
+        Access::Hidden => return Err(missing(state)),
+        Access::Login => return Err(login::needed(state, asked, parts)),
+    }
+    let Some(target) = target else {
+        return Err(missing(state));
+    };
+    let (agent, app_url) = match &target.place {
+        Ok((agent, url)) => (*agent, url.clone()),
+        Err(trouble) => return Err(troubled(state, asked, &target, trouble)),
+    };
+    let (grant, ends) = match &session {
+        Some(session) => (
+            Grant::Session(session.id.clone()),
+            u64::try_from(session.expires_at.timestamp()).unwrap_or(0),
+        ),
+        None => (Grant::Public, u64::MAX),
+    };
+    let claims = Claims {
+        identity: asked.identity.clone(),
+        user_id: target.owner,
+        workspace_id: target.workspace,
+        agent_id: agent,
+        app_url,
+        cors_behavior: target.cors.as_str().to_owned(),
+        grant,
+        epoch,
+        exp: (time + LIFETIME).min(ends),
+    };
+    let Some(right) = right_of(&claims) else {
+        let text = "The template gives this application no http or https address, so there is \
+             nothing to show.";
+        let page = Page::new(StatusCode::BAD_REQUEST, "Bad application URL", text);
+        return Err(page.answer());
+    };
+    let token = state.apps.keys.sign(&claims).unwrap_or_default();
+    let cookie = format!(
+        "{}={token}; Path={}; Max-Age={LIFETIME}; {}",
+        cookies::SIGNED_APP_TOKEN,
+        asked.identity.base_path,
+        state.apps.cookie_attributes(),
+    );
+    Ok(Granted {
+        right: Arc::new(right),
+        token,
+        cookie: HeaderValue::from_str(&cookie).ok(),
+    })
+}
+
+/// The first good session among all that a request brings.
+async fn session(
+    state: &Shared,
+    asked: &Asked,
+    parts: &Parts,
+    epoch: u64,
+) -> crate::error::Result<Option<Arc<Session>>> {
+    let name = match asked.method {
+        Method::Subdomain => state.apps.session_cookie.as_str(),
+        Method::Path => cookies::PATH_APP_SESSION,
+    };
+    let lines = parts.headers.get_all(COOKIE).iter();
+    let app_cookies = lines
+        .filter_map(|line| line.to_str().ok())
+        .flat_map(|line| cookies::values(line, name))
+        .take(TOKENS)
+        .map(str::to_owned);
+    for token in app_cookies.chain(session_tokens(parts)) {
+        if !own::is_token(&token) {
+            continue;
+        }
+        let found = state.proxy.session(&state.store, &token, epoch).await?;
+        if found.is_some() {
+            return Ok(found);
+        }
+    }
+    Ok(None)
+}
+
+fn visitor(session: Option<&Session>, target: Option<&Target>) -> Visitor {
+    let Some(session) = session else {
+        return Visitor::default();
+    };
+    Visitor {
+        authenticated: true,
+        owner: target.is_some_and(|target| target.owner == session.user.id),
+        site_admin: session.user.is_admin,
+        // There is one organization, and everybody belongs to it.
+        member: true,
+    }
+}
+
+fn missing(state: &State) -> Response<Body> {
+    let text = "There is no such application or port, or it is not shared with you. Check the \
+         address, or ask the owner of the workspace to share it.";
+    Page::new(StatusCode::NOT_FOUND, "Application not found", text)
+        .link("Your workspaces", state.access_url.as_str())
+        .answer()
+}
+
+fn troubled(state: &State, asked: &Asked, target: &Target, trouble: &Trouble) -> Response<Body> {
+    let Target {
+        owner_name,
+        workspace_name,
+        ..
+    } = target;
+    let workspace = format!(
+        "{}/@{owner_name}/{workspace_name}",
+        state.access_url.as_str().trim_end_matches('/')
+    );
+    match trouble {
+        Trouble::Missing => missing(state),
+        Trouble::Stopped => {
+            let text = format!(
+                "The workspace {owner_name}/{workspace_name} is stopped. Start it and open this \
+                 page again."
+            );
+            Page::new(StatusCode::BAD_REQUEST, "Workspace offline", text)
+                .link("Open the workspace", workspace)
+                .answer()
+        }
+        Trouble::SeveralAgents => {
+            let port = &asked.identity.app_slug_or_port;
+            let text = format!(
+                "The workspace has several agents. Write which one has the port, as in \
+                 {port}--agent--{workspace_name}--{owner_name}."
+            );
+            Page::new(StatusCode::BAD_REQUEST, "Which agent?", text)
+                .link("Open the workspace", workspace)
+                .answer()
+        }
+        Trouble::PortOnPath => {
+            let text = "A port has no path below this address; it is opened by a host name of its \
+                 own. The workspace's page makes the link.";
+            Page::new(StatusCode::BAD_REQUEST, "Ports have no path", text)
+                .link("Open the workspace", workspace)
+                .answer()
+        }
+        Trouble::ReservedPort(port) => page::json(
+            StatusCode::BAD_REQUEST,
+            format!(
+                "Port {port} cannot be opened: ports below {} are reserved for the agent.",
+                crate::apps::ports::FIRST_PORT
+            ),
+        ),
+    }
+}
+
+/// Seconds since 1970.
+pub(super) fn now() -> u64 {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |since| since.as_secs())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_apps_url_tells_port_path_and_query_but_no_host() {
+        let place = Place::parse("https://elsewhere.example/a/b/?q=1").unwrap();
+        let expected = Place {
+            tls: true,
+            port: 443,
+            prefix: "/a/b".into(),
+            query: Some("q=1".into()),
+        };
+        assert_eq!(place, expected);
+        let bare = Place::parse("http://localhost:3000").unwrap();
+        assert_eq!((bare.port, bare.prefix.as_str()), (3000, ""));
+        for bad in ["", "vscode://x", "localhost:3000", "/path"] {
+            assert_eq!(Place::parse(bad), None, "{bad}");
+        }
+    }
+}

@@ -1,0 +1,288 @@
+//! A server with users, a workspace and apps; and a browser that is a few lines of HTTP.
+
+use std::io;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
+use http::{HeaderMap, Request, Response, StatusCode};
+use http_body_util::{BodyExt, Full};
+use hyper::client::conn::http1;
+use hyper_util::rt::TokioIo;
+use relay_server::apps::access::ShareLevel;
+use relay_server::apps::hostname::Protocol;
+use relay_server::apps::ports::Share;
+use relay_server::apps::settings::{Choices, Wildcard};
+use relay_server::{
+    App, Config, CorsBehavior, CreatedWorkspace, Definition, Dial, DialError, Server, StunAddress,
+};
+use relay_tunnel::path::PathState;
+use tempfile::TempDir;
+use tokio::net::{TcpListener, TcpStream};
+use url::Url;
+use uuid::Uuid;
+
+/// Nothing here takes this long unless it never comes.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
+/// The dashboard's host.
+pub(crate) const DASHBOARD: &str = "relay.example.com";
+/// The wildcard's part behind the asterisk.
+pub(crate) const APPS: &str = "apps.example.com";
+
+/// Leads to this machine's own loopback, and counts.
+#[derive(Default)]
+pub(crate) struct Loopback {
+    pub(crate) dials: AtomicUsize,
+}
+
+impl Dial for Loopback {
+    fn dial(&self, _: Uuid, port: u16) -> BoxFuture<'_, Result<TcpStream, DialError>> {
+        self.dials.fetch_add(1, Ordering::Relaxed);
+        Box::pin(async move {
+            match port {
+                // A port of an agent that is gone.
+                9 => return Err(DialError::NotConnected),
+                _ => TcpStream::connect((Ipv4Addr::LOCALHOST, port)).await,
+            }
+            .map_err(|error| match error.kind() {
+                io::ErrorKind::ConnectionRefused => DialError::Refused,
+                _ => DialError::Io(error),
+            })
+        })
+    }
+
+    fn path(&self, _: Uuid) -> Option<PathState> {
+        None
+    }
+}
+
+/// A running server with what the tests need.
+pub(crate) struct Site {
+    pub(crate) server: Server,
+    pub(crate) dialer: Arc<Loopback>,
+    pub(crate) workspace: CreatedWorkspace,
+    /// Sessions of the owner, another user and an administrator.
+    pub(crate) alice: String,
+    pub(crate) bob: String,
+    pub(crate) admin: String,
+    _data: TempDir,
+}
+
+impl Site {
+    pub(crate) async fn start() -> Self {
+        Self::with(Choices::default(), Vec::new()).await
+    }
+
+    /// A server with these choices, and a template with these apps.
+    pub(crate) async fn with(choices: Choices, apps: Vec<App>) -> Self {
+        let data = TempDir::new().unwrap();
+        let dialer = Arc::new(Loopback::default());
+        let wildcard = match choices.wildcard {
+            Wildcard::Default => Wildcard::Pattern(format!("*.{APPS}").parse().unwrap()),
+            chosen => chosen,
+        };
+        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+        let config = Config {
+            stun: StunAddress::Off,
+            access_url: Some(Url::parse(&format!("https://{DASHBOARD}")).unwrap()),
+            apps: Choices {
+                wildcard,
+                ..choices
+            },
+            dialer: Some(dialer.clone()),
+            ..Config::new(address, data.path().join("data"))
+        };
+        let server = Server::start(config).await.unwrap();
+        let store = server.store();
+        let mut sessions = Vec::new();
+        let mut owner = Uuid::nil();
+        for (name, admin) in [("alice", false), ("bob", false), ("admin", true)] {
+            let email = format!("{name}@example.com");
+            let user = store.create_user(name, &email, "correct-horse-7", admin);
+            let user = user.await.unwrap();
+            if name == "alice" {
+                owner = user.id;
+            }
+            sessions.push(store.create_token(user.id).await.unwrap());
+        }
+        let definition = Definition {
+            agents: vec!["main".into()],
+            apps,
+        };
+        let template = store.add_template("web", &definition).await.unwrap();
+        let workspace = store
+            .create_workspace_from(owner, "dev", &template, &[])
+            .await
+            .unwrap();
+        let [alice, bob, admin] = sessions.try_into().unwrap();
+        Self {
+            server,
+            dialer,
+            workspace,
+            alice,
+            bob,
+            admin,
+            _data: data,
+        }
+    }
+
+    pub(crate) async fn share(&self, port: u16, level: ShareLevel) {
+        let share = Share {
+            agent_name: "main".into(),
+            port,
+            level,
+            protocol: Protocol::Http,
+        };
+        let store = self.server.store();
+        store.put_share(self.workspace.id, &share).await.unwrap();
+    }
+
+    pub(crate) async fn cors(&self, behavior: CorsBehavior) {
+        let store = self.server.store();
+        let template = store.template_by_name("web").await.unwrap().unwrap();
+        store
+            .set_template(template.id, None, Some(behavior))
+            .await
+            .unwrap();
+    }
+
+    pub(crate) async fn connect(&self) -> TcpStream {
+        TcpStream::connect(self.server.local_addr()).await.unwrap()
+    }
+
+    pub(crate) async fn send(&self, request: Request<Full<Bytes>>) -> Seen {
+        let stream = self.connect().await;
+        let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.unwrap();
+        let connection = tokio::spawn(connection);
+        let answer = soon(sender.send_request(request)).await.unwrap();
+        let seen = Seen::read(answer).await;
+        connection.abort();
+        seen
+    }
+
+    /// A GET of a host's path with headers.
+    pub(crate) async fn get(&self, host: &str, path: &str, headers: &[(&str, &str)]) -> Seen {
+        self.send(request("GET", host, path, headers)).await
+    }
+
+    /// A GET of a port as the user of a session.
+    pub(crate) async fn open(&self, port: u16, path: &str, session: &str) -> Seen {
+        let header = [("coder-session-token", session)];
+        let header = if session.is_empty() { &[][..] } else { &header };
+        self.get(&port_host(port), path, header).await
+    }
+}
+
+/// The host of a port of the workspace.
+pub(crate) fn port_host(port: impl std::fmt::Display) -> String {
+    format!("{port}--main--dev--alice.{APPS}")
+}
+
+pub(crate) fn request(
+    method: &str,
+    host: &str,
+    path: &str,
+    headers: &[(&str, &str)],
+) -> Request<Full<Bytes>> {
+    let mut request = Request::builder()
+        .method(method)
+        .uri(path)
+        .header("host", host);
+    for (name, value) in headers {
+        request = request.header(*name, *value);
+    }
+    request.body(Full::default()).unwrap()
+}
+
+/// An answer that was read.
+#[derive(Debug)]
+pub(crate) struct Seen {
+    pub(crate) status: StatusCode,
+    pub(crate) headers: HeaderMap,
+    pub(crate) body: Bytes,
+}
+
+impl Seen {
+    pub(crate) async fn read(answer: Response<hyper::body::Incoming>) -> Self {
+        let (parts, body) = answer.into_parts();
+        Self {
+            status: parts.status,
+            headers: parts.headers,
+            body: soon(body.collect()).await.unwrap().to_bytes(),
+        }
+    }
+
+    pub(crate) fn text(&self) -> &str {
+        std::str::from_utf8(&self.body).unwrap()
+    }
+
+    pub(crate) fn header(&self, name: &str) -> &str {
+        self.headers
+            .get(name)
+            .map_or("", |value| value.to_str().unwrap())
+    }
+
+    /// The value of a cookie that the answer sets.
+    pub(crate) fn cookie(&self, name: &str) -> Option<&str> {
+        self.headers
+            .get_all("set-cookie")
+            .iter()
+            .filter_map(|line| line.to_str().ok())
+            .find_map(|line| line.strip_prefix(name)?.strip_prefix('='))
+            .map(|rest| rest.split(';').next().unwrap())
+    }
+}
+
+/// Fails a test that waits for what does not come.
+pub(crate) async fn soon<T>(what: impl Future<Output = T>) -> T {
+    tokio::time::timeout(PATIENCE, what)
+        .await
+        .expect("it does not come")
+}
+
+/// An app that answers each request with its head, as the app saw it; gives the port.
+pub(crate) async fn echo() -> u16 {
+    serve(async |mut stream: TcpStream| {
+        use tokio::io::{AsyncReadExt, AsyncWriteExt};
+        loop {
+            let mut head = Vec::new();
+            while !head.ends_with(b"\r\n\r\n") {
+                match stream.read_u8().await {
+                    Ok(byte) => head.push(byte),
+                    Err(_) => return,
+                }
+            }
+            let answer = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n", head.len());
+            if stream.write_all(answer.as_bytes()).await.is_err()
+                || stream.write_all(&head).await.is_err()
+            {
+                return;
+            }
+        }
+    })
+    .await
+}
+
+/// An app that treats each connection so; gives the port.
+pub(crate) async fn serve<F>(treat: impl Fn(TcpStream) -> F + Send + 'static) -> u16
+where
+    F: Future<Output = ()> + Send + 'static,
+{
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            tokio::spawn(treat(stream));
+        }
+    });
+    port
+}
+
+/// A port that nothing listens on.
+pub(crate) async fn closed_port() -> u16 {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+    listener.local_addr().unwrap().port()
+}
