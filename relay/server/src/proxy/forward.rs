@@ -74,7 +74,10 @@ impl Visit<'_> {
             () if speaks_grpc(&parts.headers) => Want::Two,
             () => Want::Any,
         };
-        self.prepare(&mut parts, upgrade.as_ref().map(|upgrade| &upgrade.protocol));
+        self.prepare(
+            &mut parts,
+            upgrade.as_ref().map(|upgrade| &upgrade.protocol),
+        );
         let body = match body.is_end_stream() {
             true => Outgoing::Empty,
             false => Outgoing::Stream(body),
@@ -142,7 +145,10 @@ impl Visit<'_> {
     /// app could use another user's app with that user's cookies.
     fn may_upgrade(&self, parts: &Parts) -> bool {
         let headers = &parts.headers;
-        let Some(origin) = headers.get(ORIGIN).filter(|_| headers.contains_key(UPGRADE)) else {
+        let Some(origin) = headers
+            .get(ORIGIN)
+            .filter(|_| headers.contains_key(UPGRADE))
+        else {
             return true;
         };
         if self.right.grant == Grant::Public || self.right.cors == Behavior::Passthru {
@@ -215,7 +221,9 @@ impl Visit<'_> {
             }
             PathAndQuery::try_from(target).ok()
         };
-        target.unwrap_or_else(|| PathAndQuery::from_static("/")).into()
+        target
+            .unwrap_or_else(|| PathAndQuery::from_static("/"))
+            .into()
     }
 
     /// Sends a request by a connection that is there, or by a new one.
@@ -379,7 +387,13 @@ impl Visit<'_> {
     }
 
     async fn not_connected(&self) -> Page {
-        let agent = self.state.store.agent(self.right.agent).await.ok().flatten();
+        let agent = self
+            .state
+            .store
+            .agent(self.right.agent)
+            .await
+            .ok()
+            .flatten();
         let known = agent.map(|found| found.agent);
         let text = match &known {
             Some(agent) if agent.first_connected_at.is_none() => format!(

@@ -15,7 +15,12 @@ pub(super) struct Limit(Mutex<HashMap<(String, Uuid), (Instant, u32)>>);
 
 impl Limit {
     /// Counts a request; true when it is one too many. A limit of 0 is none.
-    pub(super) fn exceeded(&self, most: u32, visitor: impl FnOnce() -> String, agent: Uuid) -> bool {
+    pub(super) fn exceeded(
+        &self,
+        most: u32,
+        visitor: impl FnOnce() -> String,
+        agent: Uuid,
+    ) -> bool {
         if most == 0 {
             return false;
         }
@@ -46,7 +51,10 @@ mod tests {
         let limit = Limit::default();
         let agent = Uuid::nil();
         let ask = |who: &str| limit.exceeded(2, || who.to_owned(), agent);
-        assert_eq!([ask("a"), ask("a"), ask("a"), ask("b")], [false, false, true, false]);
+        assert_eq!(
+            [ask("a"), ask("a"), ask("a"), ask("b")],
+            [false, false, true, false]
+        );
         assert!(!limit.exceeded(0, || "a".to_owned(), agent));
     }
 }

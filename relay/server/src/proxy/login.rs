@@ -48,7 +48,8 @@ pub(super) fn needed(state: &Server, asked: &Asked, parts: &Parts) -> Response<B
             let query = Serializer::new(String::new())
                 .append_pair("redirect_uri", &url)
                 .finish();
-            let location = on_dashboard(state, &format!("api/v2/applications/auth-redirect?{query}"));
+            let location =
+                on_dashboard(state, &format!("api/v2/applications/auth-redirect?{query}"));
             page::redirect(StatusCode::SEE_OTHER, &location)
         }
         _ => login(target),
@@ -94,7 +95,9 @@ async fn auth_redirect(
     }
     let Some(session) = session else {
         // The router has taken the front of the path away.
-        return Ok(login(&format!("/api/v2/applications/auth-redirect?{query}")));
+        return Ok(login(&format!(
+            "/api/v2/applications/auth-redirect?{query}"
+        )));
     };
     let expires = crate::store::now() + KEY_LIFE;
     let key = state.store.create_app_key(&session, expires).await?;
@@ -201,9 +204,15 @@ mod tests {
     #[test]
     fn the_way_back_loses_the_key_and_stays_on_this_host() {
         for (uri, location) in [
-            (format!("/some/path?x=1&{KEY_PARAMETER}=k"), "/some/path?x=1"),
+            (
+                format!("/some/path?x=1&{KEY_PARAMETER}=k"),
+                "/some/path?x=1",
+            ),
             (format!("/?b=2&{KEY_PARAMETER}=k&a=1"), "/?a=1&b=2"),
-            (format!("/%2F%5Cevil.example/?{KEY_PARAMETER}=k"), "/evil.example/"),
+            (
+                format!("/%2F%5Cevil.example/?{KEY_PARAMETER}=k"),
+                "/evil.example/",
+            ),
             (format!("/a+b%26c?{KEY_PARAMETER}=k"), "/a+b&c"),
         ] {
             assert_eq!(without_key(&parts(&uri)), location);

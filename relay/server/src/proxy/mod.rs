@@ -54,24 +54,22 @@ pub(crate) async fn answer(
     mut request: Request<Incoming>,
 ) -> Answer {
     let mut answer = match asked::meaning(&state.apps, &state.access_url, peer, &mut request) {
-        Ok(Meaning::Dashboard) => return Answer::NotAnApp(request),
-        Ok(Meaning::App(asked)) => app(state, peer, memory, asked, request).await,
-        Ok(Meaning::NoApp(error)) => {
+        Meaning::Dashboard => return Answer::NotAnApp(request),
+        Meaning::App(asked) => app(state, peer, memory, asked, request).await,
+        Meaning::NoApp(error) => {
             let title = "Invalid application URL";
             Page::new(StatusCode::BAD_REQUEST, title, error.to_string())
                 .link("Your workspaces", state.access_url.as_str())
                 .answer()
         }
-        Ok(Meaning::Logout) => page::redirect(StatusCode::SEE_OTHER, state.access_url.as_str()),
-        Ok(Meaning::Slash(location)) => {
-            page::redirect(StatusCode::TEMPORARY_REDIRECT, &location)
-        }
-        Ok(Meaning::PathsOff) => {
+        Meaning::Logout => page::redirect(StatusCode::SEE_OTHER, state.access_url.as_str()),
+        Meaning::Slash(location) => page::redirect(StatusCode::TEMPORARY_REDIRECT, &location),
+        Meaning::PathsOff => {
             let text = "This server opens no applications below its own address. Ask its \
                  administrator for an application with a host name of its own.";
             Page::new(StatusCode::FORBIDDEN, "Path applications are off", text).answer()
         }
-        Err(answer) => answer,
+        Meaning::NoHost(why) => page::json(StatusCode::BAD_REQUEST, why),
     };
     page::add_version(&mut answer);
     Answer::Given(answer)
@@ -99,8 +97,8 @@ async fn app(
     request: Request<Incoming>,
 ) -> Response<Body> {
     let (parts, body) = request.into_parts();
-    let preflight = asked.method == Method::Subdomain
-        && cors::is_preflight(&parts.method, &parts.headers);
+    let preflight =
+        asked.method == Method::Subdomain && cors::is_preflight(&parts.method, &parts.headers);
     if preflight && let Some(answer) = Box::pin(preflight_answer(state, &asked, &parts)).await {
         return answer;
     }

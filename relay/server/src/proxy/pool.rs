@@ -160,11 +160,6 @@ impl Pool {
         });
         idles.ones = ones;
     }
-
-    #[cfg(test)]
-    pub(super) fn idle(&self) -> usize {
-        self.lock().ones
-    }
 }
 
 /// A connection in use; it goes back to the pool when its answer has been read.
@@ -227,11 +222,7 @@ impl std::fmt::Debug for Answered {
 }
 
 /// Shares the state with what outlives a request.
-pub(super) fn lease(
-    state: &Shared,
-    key: Key,
-    sender: http1::SendRequest<Outgoing>,
-) -> Lease {
+pub(super) fn lease(state: &Shared, key: Key, sender: http1::SendRequest<Outgoing>) -> Lease {
     Lease {
         state: Arc::clone(state),
         key,

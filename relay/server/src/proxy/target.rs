@@ -41,8 +41,7 @@ pub(super) enum Trouble {
 /// Looks an app up; `None` when there is no such workspace.
 pub(super) async fn find(store: &Store, asked: &Asked) -> Result<Option<Target>> {
     let identity = &asked.identity;
-    let found =
-        store.workspace_by_names(&identity.username_or_id, &identity.workspace_name_or_id);
+    let found = store.workspace_by_names(&identity.username_or_id, &identity.workspace_name_or_id);
     let Some(workspace) = found.await? else {
         return Ok(None);
     };

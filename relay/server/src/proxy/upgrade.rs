@@ -28,7 +28,8 @@ pub(super) struct Upgrade {
 /// Takes the wish for an upgrade from a request.
 pub(super) fn wanted(parts: &mut Parts) -> Option<Upgrade> {
     let browser = parts.extensions.remove::<OnUpgrade>()?;
-    let asks = parts.version == Version::HTTP_11 && has_token(&parts.headers, &CONNECTION, "upgrade");
+    let asks =
+        parts.version == Version::HTTP_11 && has_token(&parts.headers, &CONNECTION, "upgrade");
     let protocol = parts.headers.get(UPGRADE).filter(|_| asks)?;
     // HTTP/2 is spoken from the first byte or not at all (RFC 9113 §3.1).
     (!protocol.as_bytes().eq_ignore_ascii_case(b"h2c")).then(|| Upgrade {

@@ -357,7 +357,7 @@ impl Store {
         name: &str,
     ) -> Result<Option<Workspace>> {
         let statement = format!(
-            "SELECT {WORKSPACE_COLUMNS} FROM {WORKSPACE_TABLES} \
+            "SELECT {WORKSPACE_COLUMNS}, {TEMPLATE_COLUMNS} FROM {WORKSPACE_TABLES} \
              WHERE (LOWER(users.username) = LOWER($1) OR users.id = LOWER($1)) \
              AND (LOWER(workspaces.name) = LOWER($2) OR workspaces.id = LOWER($2)) \
              ORDER BY CASE WHEN users.username = $1 THEN 0 ELSE 1 END, \

@@ -50,7 +50,10 @@ async fn a_login_leads_back_to_the_app_with_a_cookie_for_all_apps() {
     ] {
         assert!(line.contains(part), "{part} in {line}");
     }
-    assert!(!line.contains("Secure") && !line.contains("Max-Age"), "{line}");
+    assert!(
+        !line.contains("Secure") && !line.contains("Max-Age"),
+        "{line}"
+    );
     let key = arrived.cookie(&app_cookie()).unwrap();
 
     let cookie = format!("{}={key}", app_cookie());
@@ -73,7 +76,10 @@ async fn a_key_ends_with_the_session_that_it_came_from() {
     let port = echo().await;
     let store = site.server.store();
     let session = store.session(&site.alice).await.unwrap().unwrap();
-    let key = store.create_app_key(&session, session.expires_at).await.unwrap();
+    let key = store
+        .create_app_key(&session, session.expires_at)
+        .await
+        .unwrap();
     let cookie = format!("{}={key}", app_cookie());
     let headers = [("cookie", cookie.as_str())];
     let host = port_host(port);
@@ -103,7 +109,9 @@ async fn redirects_lead_to_apps_of_this_deployment_only() {
         "?redirect_uri=https%3A%2F%2Fevil.example%5C.apps.example.com%2F",
         "?redirect_uri=javascript%3Aalert(1)",
     ] {
-        let answer = site.get(DASHBOARD, &format!("{path}{target}"), &session).await;
+        let answer = site
+            .get(DASHBOARD, &format!("{path}{target}"), &session)
+            .await;
         assert_eq!(answer.status, 400, "{target}");
         assert_eq!(answer.header("content-type"), "application/json");
     }
@@ -117,7 +125,11 @@ async fn a_broken_key_is_a_page_that_leads_on_without_it() {
     let answer = site.get(&host, path, &[]).await;
     assert_eq!(answer.status, 400);
     assert_eq!(answer.header("content-type"), "text/html; charset=utf-8");
-    assert!(answer.text().contains("href=\"/a?b=1\""), "{}", answer.text());
+    assert!(
+        answer.text().contains("href=\"/a?b=1\""),
+        "{}",
+        answer.text()
+    );
     assert!(!answer.headers.contains_key("set-cookie"));
 }
 
