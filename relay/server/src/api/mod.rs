@@ -3,6 +3,7 @@
 mod agents;
 mod auth;
 pub(crate) mod limits;
+mod places;
 mod shares;
 mod templates;
 mod users;
@@ -47,6 +48,7 @@ pub(crate) fn router(state: Shared) -> Router {
         .merge(users::routes())
         .merge(workspaces::routes())
         .merge(shares::routes())
+        .merge(places::routes())
         .merge(templates::routes())
         .merge(agents::routes())
         .merge(crate::proxy::routes());

@@ -8,6 +8,7 @@ mod apps;
 mod coordination;
 mod hostile;
 mod limits;
+mod places;
 mod recorded;
 mod relay;
 mod rest;
