@@ -1,6 +1,7 @@
 //! `relay server`: the control plane, and the commands that manage its accounts and workspaces.
 
 mod admin;
+mod apps;
 
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::{Path, PathBuf};
@@ -77,6 +78,8 @@ pub(crate) struct Args {
         hide_env_values = true
     )]
     api_rate_limit: i64,
+    #[command(flatten)]
+    apps: apps::Args,
 }
 
 /// Runs the command.
@@ -206,6 +209,7 @@ impl Args {
             force_websockets: self.derp_force_websockets,
             // Coder's settings have -1 for no limit.
             api_rate_limit: u32::try_from(self.api_rate_limit.max(0)).unwrap_or(u32::MAX),
+            apps: self.apps.choices()?,
             ..Config::new(http_address, data_dir)
         })
     }
@@ -244,6 +248,7 @@ fn interrupted() -> impl Future<Output = ()> {
 #[cfg(test)]
 mod tests {
     use clap::Parser;
+    use relay_server::apps::settings::Wildcard;
 
     use super::*;
 
@@ -288,6 +293,34 @@ mod tests {
             assert!(error.contains(flag) && error.contains(value), "{error}");
         }
         assert!(config(&["--tls-cert-file", "a.pem"]).is_err());
+    }
+
+    #[test]
+    fn flags_about_apps_become_choices() {
+        let plain = config(&[]).unwrap().apps;
+        assert_eq!(plain.wildcard, Wildcard::Default);
+        let words = [
+            "--wildcard-access-url",
+            "*.apps.example.com",
+            "--disable-path-apps",
+            "--proxy-trusted-origins",
+            "10.0.0.0/8,fd00::/8",
+            "--proxy-trusted-headers=X-Forwarded-For",
+        ];
+        let apps = config(&words).unwrap().apps;
+        let pattern = "*.apps.example.com".parse().unwrap();
+        assert_eq!(apps.wildcard, Wildcard::Pattern(pattern));
+        assert!(apps.disable_path_apps && !apps.secure_cookie);
+        assert_eq!(apps.trust.origins.len(), 2);
+        for (flag, value) in [
+            ("--wildcard-access-url", "https://*.example.com"),
+            ("--samesite-auth-cookie", "none"),
+            ("--proxy-trusted-origins", "10.0.0.0/99"),
+            ("--proxy-trusted-headers", "a b"),
+        ] {
+            let error = format!("{:#}", config(&[flag, value]).unwrap_err());
+            assert!(error.contains(flag), "{error}");
+        }
     }
 
     #[test]

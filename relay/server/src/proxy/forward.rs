@@ -30,7 +30,9 @@ use crate::connection::Peer;
 use crate::dialer::DialError;
 use crate::state::Shared;
 
-/// Longest head of an answer, and most bytes of a body that are held.
+/// Longest head of an answer.
+const HEAD: usize = 128 << 10;
+/// Most bytes of an answer that are held.
 const BUFFER: usize = 256 << 10;
 /// Bytes of one stream of HTTP/2 that an app may send before they are taken.
 const STREAM_WINDOW: u32 = 256 << 10;
@@ -420,6 +422,7 @@ where
         .title_case_headers(true)
         .preserve_header_case(true)
         .max_buf_size(BUFFER)
+        .max_header_size(HEAD)
         .handshake(TokioIo::new(stream));
     let (sender, connection) = opened.await?;
     tokio::spawn(async move {
