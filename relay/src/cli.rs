@@ -54,7 +54,7 @@ enum Command {
     /// Run the workspace's end of the tunnel.
     Agent(commands::agent::Args),
     /// Run the control plane, or manage its users and workspaces.
-    Server(commands::server::Args),
+    Server(Box<commands::server::Args>),
     /// Run server, agent and forward on this machine and show that they work.
     Demo(commands::demo::Args),
     /// Measure relay's routes beside OpenSSH and plain loopback on this machine.
@@ -72,7 +72,7 @@ impl Cli {
             Command::List(args) => commands::list::run(args, global),
             Command::Ping(args) => commands::ping::run(args, global),
             Command::Agent(args) => commands::agent::run(args, global),
-            Command::Server(args) => commands::server::run(args, global),
+            Command::Server(args) => commands::server::run(*args, global),
             Command::Demo(args) => commands::demo::run(args, global),
             Command::Bench(args) => commands::bench::run(args, global),
         }
