@@ -70,8 +70,11 @@ impl Tunnels {
         if let Some(outcome) = &*self.up.borrow() {
             return outcome.clone().map_err(DialError::NoStack);
         }
-        let parts = self.parts.lock().unwrap_or_else(PoisonError::into_inner);
-        let parts = { parts }.take();
+        let parts = self
+            .parts
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
         if let Some((helper, setup)) = parts {
             // In a task of its own: a dial may be given up at any time.
             let up = self.up.clone();
