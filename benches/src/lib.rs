@@ -13,6 +13,7 @@ pub mod processes;
 pub mod report;
 pub mod routes;
 pub mod runner;
+pub mod soak;
 pub mod statistics;
 
 pub use model::{Figure, Report, Route, Row, Unit};

@@ -248,7 +248,11 @@ impl Run<'_> {
                 Err(source) if route.is_peer() => {
                     // What it still has queued must not be a load on the routes after it.
                     drop(open);
-                    self.begin_again(route, format!("{route}: {figure} failed: {source}"));
+                    let why = match source.kind() {
+                        io::ErrorKind::WouldBlock => "it moved nothing for 20 s".to_owned(),
+                        _ => source.to_string(),
+                    };
+                    self.begin_again(route, format!("{route}: {figure} failed: {why}"));
                 }
                 Err(source) => {
                     return Err(Error::Measure {

@@ -9,6 +9,7 @@ use crate::run;
 
 /// Program, and the Debian package it comes from.
 const TOOLS: &[(&str, &str)] = &[
+    ("haproxy", "haproxy"),
     ("ip", "iproute2"),
     ("iperf3", "iperf3"),
     ("mount", "mount"),
@@ -16,6 +17,7 @@ const TOOLS: &[(&str, &str)] = &[
     ("nsenter", "util-linux"),
     ("prlimit", "util-linux"),
     ("setpriv", "util-linux"),
+    ("socat", "socat"),
     ("ss", "iproute2"),
     ("ssh", "openssh-client"),
     ("ssh-keygen", "openssh-client"),

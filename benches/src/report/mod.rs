@@ -5,6 +5,7 @@ mod plot;
 mod table;
 
 pub use html::html;
+pub(crate) use table::aligned;
 pub use table::table;
 
 /// A number with three significant digits.

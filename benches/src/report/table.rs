@@ -58,7 +58,8 @@ fn cell(report: &Report, route: Route, figure: Figure) -> String {
     }
 }
 
-fn aligned(lines: &[Vec<String>]) -> String {
+/// Rows of cells as text, the columns one below another.
+pub(crate) fn aligned(lines: &[Vec<String>]) -> String {
     let columns = lines.iter().map(Vec::len).max().unwrap_or(0);
     let width = |column: usize| {
         let cells = lines.iter().filter_map(|line| line.get(column));

@@ -10,7 +10,7 @@ use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use tempfile::TempDir;
+use tempfile::{TempDir, TempPath};
 
 pub use deployment::{Deployment, Tunnel};
 pub use peers::require_installed;
@@ -36,6 +36,8 @@ pub struct OpenRoute {
     place: Option<Place>,
     processes: Vec<Process>,
     folders: Vec<TempDir>,
+    /// What a program may leave behind.
+    _files: Vec<TempPath>,
 }
 
 /// Where a route is that has hosts of its own.
@@ -62,6 +64,12 @@ impl OpenRoute {
         }
     }
 
+    /// How many lines of its programs so far contain `text`.
+    pub(crate) fn count_lines(&mut self, text: &str) -> usize {
+        let processes = self.processes.iter_mut();
+        processes.map(|process| process.count(text)).sum()
+    }
+
     fn plain(route: Route, local: SocketAddr, processes: Vec<Process>) -> Self {
         Self {
             route,
@@ -71,6 +79,7 @@ impl OpenRoute {
             place: None,
             processes,
             folders: Vec::new(),
+            _files: Vec::new(),
         }
     }
 }

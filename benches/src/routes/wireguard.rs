@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use relay_wire::keys::NodePrivate;
+use tempfile::TempPath;
 
 use super::{OpenRoute, Place, READY, free_port, inside, wait_for_port};
 use crate::link::Host;
@@ -108,6 +109,16 @@ impl Daemon<'_> {
         Ok(process)
     }
 
+    /// Where it is told its keys; not every daemon removes that when it ends.
+    fn socket(&self) -> String {
+        format!("/var/run/wireguard/{}.sock", self.device)
+    }
+
+    fn leftover(&self) -> Result<TempPath, Error> {
+        let failed = Error::system("cannot name the control socket");
+        TempPath::try_from_path(self.socket()).map_err(failed)
+    }
+
     /// Tells the daemon its keys over its control socket.
     fn configure(
         &self,
@@ -115,7 +126,7 @@ impl Daemon<'_> {
         peer: &Key,
         peer_at: Option<u16>,
     ) -> Result<(), Error> {
-        let socket = format!("/var/run/wireguard/{}.sock", self.device);
+        let socket = self.socket();
         let end = Instant::now() + READY;
         let mut stream = loop {
             match UnixStream::connect(&socket) {
@@ -199,6 +210,7 @@ pub(super) fn devices(route: Route, program: &Path) -> Result<OpenRoute, Error> 
     Ok(OpenRoute {
         start: Some(begin.elapsed()),
         place: Some(Place { near, app }),
+        _files: vec![near_daemon.leftover()?, far_daemon.leftover()?],
         ..OpenRoute::plain(route, local, vec![client, server])
     })
 }
@@ -232,6 +244,7 @@ pub(super) fn onetun(program: &Path, daemon: &Path) -> Result<OpenRoute, Error> 
     Ok(OpenRoute {
         start: Some(begin.elapsed()),
         place: Some(Place { near: path, app }),
+        _files: vec![far_daemon.leftover()?],
         ..OpenRoute::plain(Route::Onetun, local, vec![client, server])
     })
 }

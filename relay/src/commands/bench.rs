@@ -9,7 +9,8 @@ use anyhow::{Context, bail};
 use indicatif::{ProgressBar, ProgressStyle};
 use relay_benches::link::Link;
 use relay_benches::runner::{self, Plan, Progress};
-use relay_benches::{Report, Route, report};
+use relay_benches::{Route, report, soak};
+use serde::Serialize;
 
 use crate::cli::Global;
 use crate::output::{self, Format};
@@ -19,6 +20,7 @@ Examples:
   relay bench                                     everything, about five minutes
   relay bench --route p2p --route ssh --rounds 1 --seconds 1
   relay bench --peers                             other forwarders too, those that are installed
+  relay bench --soak                              50 GiB and six minutes, every byte checked
   relay bench --html bench.html --json bench.json";
 
 /// Arguments of `relay bench`.
@@ -42,6 +44,24 @@ pub(crate) struct Args {
     /// GiB of bulk over each route before its memory is looked at; 0 leaves that out
     #[arg(long, default_value_t = 1.0, value_name = "GIB")]
     memory_gib: f64,
+    /// Soak instead: checked bulk with segmentation offloads on, off and mixed, then over several
+    /// changes of keys; fails on a bad byte or a stall
+    #[arg(long, conflicts_with_all = ["routes", "peers", "link", "html"])]
+    soak: bool,
+    /// GiB that a soak moves with the four settings of offloads together
+    #[arg(long, default_value_t = 50.0, requires = "soak", value_name = "GIB")]
+    soak_gib: f64,
+    /// Seconds that a soak goes on without a pause over changes of keys, one each 120 s
+    #[arg(
+        long,
+        default_value_t = 375.0,
+        requires = "soak",
+        value_name = "SECONDS"
+    )]
+    soak_seconds: f64,
+    /// Milliseconds without a byte that a soak accepts
+    #[arg(long, default_value_t = 200, requires = "soak", value_name = "MS")]
+    soak_stall_ms: u64,
     /// Put the two ends on an emulated path of RTT, loss and rate, for example 40ms,0.5%,300mbit
     #[arg(long, value_name = "PATH")]
     link: Option<Link>,
@@ -58,11 +78,13 @@ pub(crate) struct Args {
 
 /// Measures and prints.
 pub(crate) fn run(args: Args, _: &Global) -> anyhow::Result<()> {
+    // A thousand connections are held at both ends, which are both here.
+    relay_engine::limits::raise_descriptor_limit();
+    if args.soak {
+        return soak(&args);
+    }
     let plan = plan(&args)?;
-    let mut bar = Bar(ProgressBar::hidden());
-    let report = runner::run(&plan, &mut bar);
-    bar.0.finish_and_clear();
-    let report = report?;
+    let report = Bar::during(|bar| runner::run(&plan, bar))?;
     if let Some(path) = &args.json {
         write(path, &json(&report)?)?;
     }
@@ -73,6 +95,37 @@ pub(crate) fn run(args: Args, _: &Global) -> anyhow::Result<()> {
         Format::Json => output::json(&report),
         Format::Text => output::result(report::table(&report).trim_end()),
     }
+}
+
+fn soak(args: &Args) -> anyhow::Result<()> {
+    for (flag, number) in [("gib", args.soak_gib), ("seconds", args.soak_seconds)] {
+        if !(0.0..=1e6).contains(&number) {
+            bail!("--soak-{flag} {number} is not between 0 and 1000000");
+        }
+    }
+    let plan = soak::Plan {
+        program: own_program()?,
+        bytes: (args.soak_gib * f64::from(1 << 30)) as u64,
+        length: Duration::from_secs_f64(args.soak_seconds),
+        stall: Duration::from_millis(args.soak_stall_ms),
+    };
+    let report = Bar::during(|bar| soak::run(&plan, bar))?;
+    if let Some(path) = &args.json {
+        write(path, &json(&report)?)?;
+    }
+    match args.output {
+        Format::Json => output::json(&report)?,
+        Format::Text => output::result(report.table().trim_end())?,
+    }
+    let failures = report.failures();
+    if failures.is_empty() {
+        return Ok(());
+    }
+    bail!("the soak failed: {}", failures.join("; "))
+}
+
+fn own_program() -> anyhow::Result<PathBuf> {
+    std::env::current_exe().context("cannot find this program's own file")
 }
 
 fn plan(args: &Args) -> anyhow::Result<Plan> {
@@ -96,7 +149,7 @@ fn plan(args: &Args) -> anyhow::Result<Plan> {
         bail!("--memory-gib {} is not between 0 and 1024", args.memory_gib);
     }
     Ok(Plan {
-        program: std::env::current_exe().context("cannot find this program's own file")?,
+        program: own_program()?,
         routes,
         rounds: args.rounds.into(),
         length: Duration::from_secs_f64(args.seconds),
@@ -105,7 +158,7 @@ fn plan(args: &Args) -> anyhow::Result<Plan> {
     })
 }
 
-fn json(report: &Report) -> anyhow::Result<String> {
+fn json(report: &impl Serialize) -> anyhow::Result<String> {
     serde_json::to_string_pretty(report).context("cannot write the report as JSON")
 }
 
@@ -114,6 +167,16 @@ fn write(path: &PathBuf, text: &str) -> anyhow::Result<()> {
 }
 
 struct Bar(ProgressBar);
+
+impl Bar {
+    /// Shows a bar while `work` goes on.
+    fn during<T, E>(work: impl FnOnce(&mut Self) -> Result<T, E>) -> Result<T, E> {
+        let mut bar = Self(ProgressBar::hidden());
+        let result = work(&mut bar);
+        bar.0.finish_and_clear();
+        result
+    }
+}
 
 impl Progress for Bar {
     fn steps(&mut self, count: usize) {
