@@ -25,5 +25,6 @@ mod tls;
 pub use config::{Config, StunAddress, TlsFiles};
 pub use dialer::{Dial, DialError};
 pub use error::{Error, Result};
+pub use relay_tunnel::path::PathState;
 pub use server::Server;
 pub use store::*;

@@ -1,5 +1,4 @@
-//! The dashboard route: hosts, access, what is changed on the way. Rows of whole requests need the
-//! proxy and are left.
+//! The dashboard route: hosts, access, what is changed on the way.
 
 use std::collections::BTreeMap;
 
@@ -16,7 +15,7 @@ use relay_server::apps::{cookies, cors as cors_rules, names as name_rules};
 use serde_json::{Value, json};
 use url::Url;
 
-use super::{Ran, text};
+use super::{Ran, proxy, text};
 
 /// Compares what `check` finds; a row that it does not know (`None`) is left.
 fn with(row: &Value, check: impl Fn(&Value, &Value) -> Option<Value>) -> Ran {
@@ -255,9 +254,10 @@ pub(super) fn names(row: &Value) -> Ran {
 }
 
 pub(super) fn cors(row: &Value) -> Ran {
-    // The 12 rows of whole requests need an app and a login.
+    if row["input"]["op"] == "request" {
+        return proxy::cors(row);
+    }
     with(row, |input, expect| match text(input, "op") {
-        "request" => None,
         "strip_response" => Some(stripped(input)),
         _ if input.get("target_host").is_some() => Some(browser(input)),
         _ => Some(middleware(input, expect)),
@@ -350,7 +350,9 @@ fn browser(input: &Value) -> Value {
 }
 
 pub(super) fn auth_flow(row: &Value) -> Ran {
-    // The steps of a login need a running server.
+    if row["input"].get("op").is_none() {
+        return proxy::auth_flow(row);
+    }
     with(row, |input, expect| match text(input, "op") {
         "redirect_uri" => Some(redirect_uri(input)),
         "token_matches" => {
@@ -410,7 +412,9 @@ fn redirect_uri(input: &Value) -> Value {
 }
 
 pub(super) fn app_access(row: &Value) -> Ran {
-    // Rows without a kind of access, a level and a visitor need an app, an agent or a port.
+    if row["input"].get("access").is_none() {
+        return proxy::app_access(row);
+    }
     with(row, |input, expect| {
         let share: ShareLevel = text(input, "share").parse().ok()?;
         let method = match text(input, "access") {

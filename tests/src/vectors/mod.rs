@@ -8,6 +8,7 @@ mod apps;
 mod control;
 mod forward;
 mod live;
+mod proxy;
 mod shares;
 mod wire;
 
