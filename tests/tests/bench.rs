@@ -1,5 +1,8 @@
 //! `relay bench` as a user runs it, in its shortest form.
 
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
 use relay_lab::needs;
 use relay_lab::needs::Need;
 use relay_lab::net::Lab;
@@ -9,6 +12,11 @@ use tempfile::TempDir;
 
 /// Runs `relay bench WORDS -o json` on a host of its own, without what the user may have installed.
 fn bench(words: &[&str]) -> Finished {
+    bench_with(words, |_| {})
+}
+
+/// The same, with something done to the process while it runs.
+fn bench_with(words: &[&str], meanwhile: impl Fn(&Process)) -> Finished {
     let (mut lab, home) = (Lab::new(), TempDir::new().expect("folder"));
     let host = lab.host("bench");
     let mut command = relay(home.path());
@@ -17,6 +25,7 @@ fn bench(words: &[&str]) -> Finished {
         .args(words)
         .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin");
     let mut process = Process::start("relay bench", Some(&host), command);
+    meanwhile(&process);
     let status = process.wait(2 * PATIENCE);
     Finished {
         code: status.code().unwrap_or(-1),
@@ -63,6 +72,28 @@ fn a_soak_that_stalls_longer_than_accepted_fails_and_says_so() {
     let said = finished.stderr.contains("more than 0 ms");
     assert!(said, "{}", finished.stderr);
     assert_eq!(json(&finished)["parts"][0]["bad"], 0);
+}
+
+#[test]
+fn a_soak_that_is_stopped_for_a_moment_goes_on_and_tells_the_pause() {
+    needs!(Need::Namespaces);
+    const PAUSE: Duration = Duration::from_millis(150);
+    let words = ["--soak", "--soak-gib", "0", "--soak-seconds", "4"];
+    let words = [&words[..], &["--soak-stall-ms", "20000"]].concat();
+    let finished = bench_with(&words, |process| {
+        // Long enough that streams run; a pause before that would prove nothing.
+        std::thread::sleep(Duration::from_secs(2));
+        for _ in 0..4 {
+            process.signal(Signal::SIGSTOP);
+            std::thread::sleep(PAUSE);
+            process.signal(Signal::SIGCONT);
+            std::thread::sleep(PAUSE);
+        }
+    });
+    finished.success();
+    let part = &json(&finished)["parts"][0];
+    assert_eq!(part["bad"], 0, "{part}");
+    assert!(part["pause_ms"].as_f64() > Some(100.0), "{part}");
 }
 
 #[test]

@@ -29,6 +29,18 @@ pub(crate) enum Ask {
 /// Longest wait for anything of one socket.
 const PATIENCE: Duration = Duration::from_secs(20);
 
+/// Reads what has come. A process that was stopped and goes on is told "interrupted" by sockets that
+/// have a time-out.
+pub(crate) fn read(stream: &mut TcpStream, buffer: &mut [u8]) -> io::Result<usize> {
+    use std::io::Read;
+    loop {
+        match stream.read(buffer) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            result => return result,
+        }
+    }
+}
+
 fn dial(address: SocketAddr, ask: Ask) -> io::Result<TcpStream> {
     use std::io::Write;
     let mut stream = TcpStream::connect_timeout(&address, PATIENCE)?;

@@ -5,7 +5,7 @@ use std::net::{Shutdown, SocketAddr};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::{Ask, dial};
+use super::{Ask, dial, read};
 
 /// Which way the bytes go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -89,7 +89,7 @@ fn down(address: SocketAddr, length: Duration) -> io::Result<u64> {
     let mut total = 0;
     let begin = Instant::now();
     while begin.elapsed() < length {
-        match stream.read(&mut buffer)? {
+        match read(&mut stream, &mut buffer)? {
             0 => return Err(io::ErrorKind::UnexpectedEof.into()),
             n => total += n as u64,
         }

@@ -9,6 +9,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use super::pattern::Pattern;
+use crate::load::read;
 
 const CHUNK: usize = 256 << 10;
 /// A stream that moves nothing for so long has broken.
@@ -203,7 +204,7 @@ fn receive(mut stream: TcpStream, seed: u64, shared: &Shared) -> io::Result<Chec
     let (mut checked, mut last) = (Checked::default(), None::<Instant>);
     let begin = Instant::now();
     loop {
-        let count = stream.read(&mut buffer)?;
+        let count = read(&mut stream, &mut buffer)?;
         let now = Instant::now();
         if count == 0 {
             return Ok(checked);
