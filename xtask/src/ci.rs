@@ -11,7 +11,7 @@ use crate::test;
 pub(crate) fn run() -> Result<()> {
     let start = Instant::now();
     std::env::set_current_dir(run::root())?;
-    let steps: [(&str, &dyn Fn() -> Result<()>); 6] = [
+    let steps: [(&str, &dyn Fn() -> Result<()>); 7] = [
         ("fmt", &|| checked(&mut cargo(&["fmt", "--all", "--check"]))),
         ("clippy", &|| {
             let words = ["clippy", "--workspace", "--all-targets"];
@@ -22,6 +22,11 @@ pub(crate) fn run() -> Result<()> {
             checked(cargo(&words).env("RUSTDOCFLAGS", "-D warnings"))
         }),
         ("test", &|| test::run(&test::Args::strict())),
+        // Each benchmark once, to see that it works. With the whole workspace, as the tests are
+        // built: dependencies keep their features, and nothing is built again.
+        ("benches", &|| {
+            checked(&mut cargo(&["test", "--workspace", "--bench", "*"]))
+        }),
         ("vectors", &|| crate::vectors(None, true)),
         ("demo", &|| {
             checked(&mut cargo(&["run", "--release", "--", "demo", "--once"]))

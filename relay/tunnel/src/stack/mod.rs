@@ -13,6 +13,8 @@
 //! descriptors, which the [`NetHelper`] process passes to it.
 
 mod accept;
+#[doc(hidden)]
+pub mod bench_support;
 mod coalesce;
 mod congestion;
 mod helper;
