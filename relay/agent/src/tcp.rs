@@ -81,8 +81,8 @@ async fn dial(port: u16) -> io::Result<TcpStream> {
     let mut last = io::ErrorKind::ConnectionRefused.into();
     for loopback in LOOPBACKS {
         let address = SocketAddr::new(loopback, port);
-        match tokio::time::timeout(DIAL / 2, TcpStream::connect(address)).await {
-            Ok(Ok(stream)) if !is_itself(&stream) => return Ok(stream),
+        match tokio::time::timeout(DIAL / 2, relay_engine::connect(address)).await {
+            Ok(Ok(stream)) if !is_itself(&stream, address) => return Ok(stream),
             Ok(Ok(_)) => {}
             Ok(Err(error)) => last = error,
             Err(_) => last = io::ErrorKind::TimedOut.into(),
@@ -98,11 +98,8 @@ pub(crate) const LOOPBACKS: [IpAddr; 2] = [
 ];
 
 /// A dial to a free port in the ephemeral range can meet itself (simultaneous open).
-fn is_itself(stream: &TcpStream) -> bool {
-    match (stream.local_addr(), stream.peer_addr()) {
-        (Ok(local), Ok(remote)) => local == remote,
-        _ => false,
-    }
+fn is_itself(stream: &TcpStream, remote: SocketAddr) -> bool {
+    stream.local_addr().is_ok_and(|local| local == remote)
 }
 
 /// Connections that are open, by peer.

@@ -5,51 +5,63 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
 use rustix::io::Errno;
-use rustix::net::Shutdown;
+use rustix::net::{RecvFlags, Shutdown};
 use rustix::pipe::SpliceFlags;
 use socket2::SockRef;
-use tokio::io::Interest;
-use tokio::io::unix::{AsyncFd, AsyncFdReadyGuard};
+use tokio::io::unix::AsyncFd;
+use tokio::io::{Interest, Ready};
 use tokio::net::{TcpStream, UnixStream};
 
-use crate::pool::Pipe;
+use crate::pool::{Pipe, scratch};
 
 /// An owned, connected stream socket in non-blocking mode.
 #[derive(Debug)]
-pub struct End(io::Result<OwnedFd>);
+pub struct End(Kind);
 
+#[derive(Debug)]
+enum Kind {
+    /// Watched by the runtime already, and left so: to give it up and take it again costs two
+    /// system calls a connection and end.
+    Watched(TcpStream),
+    Other(io::Result<OwnedFd>),
+}
+
+/// The caller has decided about `TCP_NODELAY`.
 impl From<TcpStream> for End {
     fn from(stream: TcpStream) -> Self {
-        Self(stream.into_std().map(OwnedFd::from))
+        Self(Kind::Watched(stream))
     }
 }
 
 impl From<UnixStream> for End {
     fn from(stream: UnixStream) -> Self {
-        Self(stream.into_std().map(OwnedFd::from))
+        Self(Kind::Other(stream.into_std().map(OwnedFd::from)))
     }
 }
 
 /// The descriptor must be a stream socket.
 impl From<OwnedFd> for End {
     fn from(fd: OwnedFd) -> Self {
-        Self(
+        Self(Kind::Other(
             rustix::io::ioctl_fionbio(&fd, true)
                 .map(|()| fd)
                 .map_err(io::Error::from),
-        )
+        ))
     }
 }
 
 impl End {
     /// Gives the socket to the runtime that runs the caller.
     pub(crate) fn register(self) -> io::Result<Socket> {
-        let fd = self.0?;
+        let fd = match self.0 {
+            Kind::Watched(stream) => return Ok(Socket::Tcp(stream)),
+            Kind::Other(fd) => fd?,
+        };
         // Unix sockets have no such option; nothing is lost there.
         let _ = SockRef::from(&fd).set_tcp_nodelay(true);
         // SAFETY: the socket owns its descriptor, which stays open and the same until it is dropped.
         let fd = unsafe { AsyncFd::register(fd) }.map_err(|error| error.into_parts().1)?;
-        Ok(Socket(fd))
+        Ok(Socket::Other(fd))
     }
 }
 
@@ -58,23 +70,61 @@ pub fn abort(stream: TcpStream) {
     let _ = SockRef::from(&stream).set_linger(Some(Duration::ZERO));
 }
 
-/// An [`End`] that the runtime watches.
-pub(crate) struct Socket(AsyncFd<OwnedFd>);
+/// The first of the bytes that have arrived, left where they are; `WouldBlock` when there are none.
+pub fn peek(stream: &TcpStream, most: usize) -> io::Result<Vec<u8>> {
+    let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
+    scratch(|scratch| {
+        let room = most.min(scratch.len());
+        let buffer = &mut scratch[..room];
+        let (length, _) =
+            rustix::io::retry_on_intr(|| rustix::net::recv(stream, &mut *buffer, flags))?;
+        Ok(buffer[..length].to_vec())
+    })
+}
 
-pub(crate) type Ready<'a> = AsyncFdReadyGuard<'a, OwnedFd>;
+/// An [`End`] that the runtime watches.
+pub(crate) enum Socket {
+    Tcp(TcpStream),
+    Other(AsyncFd<OwnedFd>),
+}
 
 impl Socket {
-    pub(crate) async fn readable(&self) -> io::Result<Ready<'_>> {
-        self.0.readable().await
+    /// Waits until there may be something to read, or nothing any more.
+    pub(crate) async fn readable(&self) -> io::Result<Ready> {
+        self.ready(Interest::READABLE).await
     }
 
-    pub(crate) async fn writable(&self) -> io::Result<Ready<'_>> {
-        self.0.writable().await
+    /// Waits until there may be room.
+    pub(crate) async fn writable(&self) -> io::Result<Ready> {
+        self.ready(Interest::WRITABLE).await
     }
 
     /// Ends when the connection has broken: by a reset or by a time-out.
     pub(crate) async fn broken(&self) {
-        let _ = self.0.ready(Interest::ERROR).await;
+        let _ = self.ready(Interest::ERROR).await;
+    }
+
+    async fn ready(&self, interest: Interest) -> io::Result<Ready> {
+        match self {
+            Self::Tcp(stream) => stream.ready(interest).await,
+            Self::Other(fd) => Ok(fd.ready(interest).await?.ready()),
+        }
+    }
+
+    /// Runs an operation while the socket is believed ready. When the operation says "again", the
+    /// belief is given up, unless the socket became ready meanwhile.
+    pub(crate) fn attempt<R>(
+        &self,
+        interest: Interest,
+        operation: impl FnOnce(&Self) -> Result<R, Errno>,
+    ) -> Result<R, Errno> {
+        let operation = || operation(self).map_err(io::Error::from);
+        let outcome = match self {
+            Self::Tcp(stream) => stream.try_io(interest, operation),
+            Self::Other(fd) => fd.try_io(interest, |_| operation()),
+        };
+        // Without a number it is the runtime that has no reason to believe.
+        outcome.map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::AGAIN))
     }
 
     pub(crate) fn read(&self, buffer: &mut [u8]) -> Result<usize, Errno> {
@@ -126,10 +176,13 @@ impl Socket {
 
     /// Closes with a reset.
     pub(crate) fn abort(self) {
-        let _ = SockRef::from(self.0.get_ref()).set_linger(Some(Duration::ZERO));
+        let _ = SockRef::from(&self.fd()).set_linger(Some(Duration::ZERO));
     }
 
     fn fd(&self) -> BorrowedFd<'_> {
-        self.0.get_ref().as_fd()
+        match self {
+            Self::Tcp(stream) => stream.as_fd(),
+            Self::Other(fd) => fd.get_ref().as_fd(),
+        }
     }
 }

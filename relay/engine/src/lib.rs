@@ -14,8 +14,8 @@ pub mod sessions;
 use std::fmt;
 use std::str::FromStr;
 
-pub use end::{End, abort};
-pub use listen::{listen, listen_udp};
+pub use end::{End, abort, peek};
+pub use listen::{connect, listen, listen_udp};
 pub use pump::{Ending, Side, Summary, pump};
 
 /// How bytes get from one socket to the other.

@@ -1,5 +1,6 @@
 //! Pipes and buffers, held only while bytes are on their way and shared by all pumps.
 
+use std::cell::RefCell;
 use std::ops::{Deref, DerefMut};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -14,10 +15,21 @@ const IDLE_PIPES: usize = 8;
 /// Buffers kept for the next pump.
 const IDLE_BUFFERS: usize = 2;
 const BUFFER_SIZE: usize = 256 << 10;
+/// Up to here a message is moved by one read and one write.
+pub(crate) const SHORT: usize = 16 << 10;
 
 static FREE_PIPES: Mutex<Vec<(OwnedFd, OwnedFd)>> = Mutex::new(Vec::new());
 static PIPES_OUT: AtomicUsize = AtomicUsize::new(0);
 static FREE_BUFFERS: Mutex<Vec<Box<[u8]>>> = Mutex::new(Vec::new());
+
+thread_local! {
+    static SCRATCH: RefCell<Box<[u8]>> = RefCell::new(vec![0; SHORT].into_boxed_slice());
+}
+
+/// Lends this thread's buffer for one message.
+pub(crate) fn scratch<R>(user: impl FnOnce(&mut [u8]) -> R) -> R {
+    SCRATCH.with_borrow_mut(|scratch| user(scratch))
+}
 
 fn lock<T>(pool: &Mutex<T>) -> MutexGuard<'_, T> {
     pool.lock().unwrap_or_else(PoisonError::into_inner)

@@ -4,20 +4,17 @@
 //! readiness was looked at, so no wake-up can be lost. Bytes that were read and that the other side
 //! did not take are kept by the direction which read them, and go on when it is writable again.
 
-use std::cell::RefCell;
 use std::pin::pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use rustix::io::Errno;
-use tokio::io::Ready;
+use tokio::io::Interest;
 
 use crate::Engine;
 use crate::end::{End, Socket};
-use crate::pool::{Buffer, Pipe};
+use crate::pool::{Buffer, Pipe, SHORT, scratch};
 
-/// Up to here a message is moved by one read and one write.
-const SHORT: usize = 16 << 10;
 /// Bytes moved before other tasks of the thread get their turn.
 const TURN: usize = 1 << 20;
 /// How long the bytes that arrived before a break may take to get out.
@@ -102,6 +99,8 @@ async fn run(
             result = &mut up, if !up_done => {
                 up_done = true;
                 match result {
+                    // When both are done, closing says so.
+                    Ok(()) if !down_done => b.finish(),
                     Ok(()) => {}
                     Err(Fault::Source) => break Side::A,
                     Err(Fault::Sink) => break Side::B,
@@ -110,6 +109,7 @@ async fn run(
             result = &mut down, if !down_done => {
                 down_done = true;
                 match result {
+                    Ok(()) if !up_done => a.finish(),
                     Ok(()) => {}
                     Err(Fault::Source) => break Side::B,
                     Err(Fault::Sink) => break Side::A,
@@ -183,24 +183,18 @@ async fn transfer(
         };
         match burst {
             Burst::Drained(bytes) => bulk = bytes >= SHORT,
-            Burst::End => {
-                to.finish();
-                return Ok(());
-            }
+            Burst::End => return Ok(()),
             Burst::Unsupported => may_splice = false,
         }
     }
 }
 
-thread_local! {
-    static SCRATCH: RefCell<Box<[u8]>> = RefCell::new(vec![0; SHORT].into_boxed_slice());
-}
-
 /// One message. A full scratch buffer means that more is likely, and ends the burst as well.
 async fn short_burst(from: &Socket, to: &Socket, moved: &AtomicU64) -> Result<Burst, Fault> {
-    let mut ready = from.readable().await.map_err(|_| Fault::Source)?;
-    let attempt = SCRATCH.with_borrow_mut(|scratch| {
-        let read = match from.read(scratch) {
+    let ready = from.readable().await.map_err(|_| Fault::Source)?;
+    let may_empty = !ready.is_read_closed();
+    let attempt = scratch(|scratch| {
+        let read = match read_short(from, scratch, may_empty) {
             Ok(0) => return Ok(None),
             Ok(read) => read,
             Err(error) => return Err((error, Fault::Source)),
@@ -215,22 +209,33 @@ async fn short_burst(from: &Socket, to: &Socket, moved: &AtomicU64) -> Result<Bu
     match attempt {
         Ok(None) => Ok(Burst::End),
         Ok(Some((read, left))) => {
-            if read < SHORT && !ready.ready().is_read_closed() {
-                // A stream that gave less than was asked for is empty, so the next look at it would
-                // be for nothing (epoll(7)); what came meanwhile has made it ready anew.
-                ready.clear_ready_matching(Ready::READABLE);
-            }
             if !left.is_empty() {
                 write_all(to, &left).await?;
             }
             count(moved, read);
             Ok(Burst::Drained(read))
         }
-        Err((Errno::AGAIN, Fault::Source)) => {
-            ready.clear_ready();
-            Ok(Burst::Drained(0))
-        }
+        Err((Errno::AGAIN, Fault::Source)) => Ok(Burst::Drained(0)),
         Err((_, fault)) => Err(fault),
+    }
+}
+
+/// Reads once. A stream that gives less than was asked for is empty, so the next look at it would
+/// be for nothing (epoll(7)); what comes meanwhile makes it ready anew. Not so at the stream's end,
+/// which is not told a second time.
+fn read_short(from: &Socket, scratch: &mut [u8], may_empty: bool) -> Result<usize, Errno> {
+    let mut got = None;
+    let outcome = from.attempt(Interest::READABLE, |from| {
+        let read = from.read(scratch)?;
+        got = Some(read);
+        if may_empty && read > 0 && read < SHORT {
+            return Err(Errno::AGAIN);
+        }
+        Ok(read)
+    });
+    match got {
+        Some(read) => Ok(read),
+        None => outcome,
     }
 }
 
@@ -244,8 +249,8 @@ async fn splice_burst(
     let mut total = 0;
     let mut turn = 0;
     loop {
-        let mut ready = from.readable().await.map_err(|_| Fault::Source)?;
-        match from.fill(&mut pipe) {
+        from.readable().await.map_err(|_| Fault::Source)?;
+        match from.attempt(Interest::READABLE, |from| from.fill(&mut pipe)) {
             Ok(0) => return Ok(Burst::End),
             Ok(bytes) => {
                 drain(to, &mut pipe).await?;
@@ -253,10 +258,7 @@ async fn splice_burst(
                 total += bytes;
                 turn += bytes;
             }
-            Err(Errno::AGAIN) => {
-                ready.clear_ready();
-                return Ok(Burst::Drained(total));
-            }
+            Err(Errno::AGAIN) => return Ok(Burst::Drained(total)),
             Err(Errno::INVAL) => return Ok(Burst::Unsupported),
             Err(_) => return Err(Fault::Source),
         }
@@ -270,8 +272,8 @@ async fn copy_burst(from: &Socket, to: &Socket, moved: &AtomicU64) -> Result<Bur
     let mut total = 0;
     let mut turn = 0;
     loop {
-        let mut ready = from.readable().await.map_err(|_| Fault::Source)?;
-        match from.read(&mut buffer) {
+        from.readable().await.map_err(|_| Fault::Source)?;
+        match from.attempt(Interest::READABLE, |from| from.read(&mut buffer)) {
             Ok(0) => return Ok(Burst::End),
             Ok(bytes) => {
                 write_all(to, &buffer[..bytes]).await?;
@@ -279,10 +281,7 @@ async fn copy_burst(from: &Socket, to: &Socket, moved: &AtomicU64) -> Result<Bur
                 total += bytes;
                 turn += bytes;
             }
-            Err(Errno::AGAIN) => {
-                ready.clear_ready();
-                return Ok(Burst::Drained(total));
-            }
+            Err(Errno::AGAIN) => return Ok(Burst::Drained(total)),
             Err(_) => return Err(Fault::Source),
         }
         take_turns(&mut turn).await;
@@ -294,10 +293,9 @@ async fn drain(to: &Socket, pipe: &mut Pipe) -> Result<(), Fault> {
         match to.drain(pipe) {
             Ok(_) => {}
             Err(Errno::AGAIN) => {
-                let mut ready = to.writable().await.map_err(|_| Fault::Sink)?;
-                match to.drain(pipe) {
-                    Ok(_) => {}
-                    Err(Errno::AGAIN) => ready.clear_ready(),
+                to.writable().await.map_err(|_| Fault::Sink)?;
+                match to.attempt(Interest::WRITABLE, |to| to.drain(pipe)) {
+                    Ok(_) | Err(Errno::AGAIN) => {}
                     Err(_) => return Err(Fault::Sink),
                 }
             }
@@ -309,10 +307,10 @@ async fn drain(to: &Socket, pipe: &mut Pipe) -> Result<(), Fault> {
 
 async fn write_all(to: &Socket, mut bytes: &[u8]) -> Result<(), Fault> {
     while !bytes.is_empty() {
-        let mut ready = to.writable().await.map_err(|_| Fault::Sink)?;
-        match to.write(bytes) {
+        to.writable().await.map_err(|_| Fault::Sink)?;
+        match to.attempt(Interest::WRITABLE, |to| to.write(bytes)) {
             Ok(written) => bytes = &bytes[written..],
-            Err(Errno::AGAIN) => ready.clear_ready(),
+            Err(Errno::AGAIN) => {}
             Err(_) => return Err(Fault::Sink),
         }
     }
