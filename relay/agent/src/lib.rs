@@ -51,6 +51,8 @@ pub struct Config {
     pub max_mtu: u16,
     /// Which segmentation offloads may be used.
     pub offloads: Offloads,
+    /// How long to look for an answer to a small message before sleeping.
+    pub busy_poll: Duration,
     /// How bytes are moved.
     pub engine: Engine,
 }
@@ -157,6 +159,7 @@ fn open(config: Config, identity: &Identity) -> Result<(Endpoint, EndpointEvents
         stack: config.stack,
         max_mtu: config.max_mtu,
         offloads: config.offloads,
+        busy_poll: config.busy_poll,
         tls: config.access.tls,
         ..EndpointConfig::new(node, disco, addresses)
     };

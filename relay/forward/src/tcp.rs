@@ -1,18 +1,19 @@
 //! One TCP listener: each connection is dialled in the workspace and pumped.
 
 use std::io;
-use std::time::Duration;
 
 use relay_engine::Engine;
 use relay_engine::accept::Acceptor;
 use relay_tunnel::endpoint::EarlyData;
 use relay_wire::spec::{Listen, Proto};
-use socket2::{SockRef, TcpKeepalive};
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 
 use crate::event::{Event, Reporter};
 use crate::way::{Way, reason};
+
+/// Looks at a socket for its first bytes, where no time is to be lost: a few microseconds in all.
+const LOOKS: usize = 4;
 
 /// Serves a listener until it breaks. Dropping the future closes it and all its connections.
 pub(crate) async fn serve<W: Way>(
@@ -52,10 +53,6 @@ async fn carry<W: Way>(local: TcpStream, remote: u16, way: W, engine: Engine, re
     };
     match connect(&way, remote, &local, first).await {
         Ok(far) => {
-            // Streams to a machine that vanished end some day, idle ones too.
-            if let Err(error) = SockRef::from(&far).set_tcp_keepalive(&keepalive()) {
-                tracing::debug!(%error, "no keepalive");
-            }
             let summary = relay_engine::pump(local, far, engine).await;
             tracing::debug!(?summary, "connection ended");
         }
@@ -71,11 +68,27 @@ async fn carry<W: Way>(local: TcpStream, remote: u16, way: W, engine: Engine, re
 
 /// What the app sends at once, left where it is.
 async fn first_bytes(local: &TcpStream, early: EarlyData) -> Vec<u8> {
+    if early.wait.is_zero() {
+        return look(local, early.room).await;
+    }
     let mut first = vec![0; early.room];
     let peeked = tokio::time::timeout(early.wait, local.peek(&mut first)).await;
     // An app that sends nothing, or that has gone, is the pump's business.
     first.truncate(peeked.map_or(0, |length| length.unwrap_or(0)));
     first
+}
+
+/// Looks for bytes without waiting, a few times: the app may be writing them right now.
+async fn look(local: &TcpStream, room: usize) -> Vec<u8> {
+    for _ in 0..LOOKS {
+        match relay_engine::peek(local, room) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                tokio::task::yield_now().await;
+            }
+            peeked => return peeked.unwrap_or_default(),
+        }
+    }
+    Vec::new()
 }
 
 /// Connects, and takes from the app what went with the request.
@@ -102,19 +115,12 @@ async fn connect<W: Way>(
     Ok(far)
 }
 
-fn keepalive() -> TcpKeepalive {
-    let (idle, interval) = (Duration::from_secs(60), Duration::from_secs(15));
-    TcpKeepalive::new()
-        .with_time(idle)
-        .with_interval(interval)
-        .with_retries(8)
-}
-
 #[cfg(test)]
 mod tests {
     use std::io::ErrorKind;
     use std::net::SocketAddr;
     use std::sync::{Arc, Mutex};
+    use std::time::Duration;
 
     use relay_wire::spec::Forward;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};

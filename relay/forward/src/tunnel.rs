@@ -60,6 +60,8 @@ pub struct Options {
     pub max_mtu: u16,
     /// Which segmentation offloads may be used.
     pub offloads: Offloads,
+    /// How long to look for an answer to a small message before sleeping.
+    pub busy_poll: Duration,
 }
 
 /// Leads to the agent of the moment.
@@ -171,6 +173,7 @@ pub(crate) async fn open(
         stack,
         max_mtu,
         offloads,
+        busy_poll,
     } = options;
     if !direct {
         report.tell(Event::RelaysOnly);
@@ -196,6 +199,7 @@ pub(crate) async fn open(
     config.stack = stack;
     config.max_mtu = max_mtu;
     config.offloads = offloads;
+    config.busy_poll = busy_poll;
     config.tls = client.access().tls.clone();
     config.keepalive = true;
     let (endpoint, events) = relay_tunnel::endpoint::start(config, helper)?;

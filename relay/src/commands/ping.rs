@@ -77,6 +77,7 @@ pub(crate) fn run(args: Args, global: &Global) -> Result<()> {
         stack,
         max_mtu: relay_tunnel::endpoint::MAX_MTU,
         offloads: Offloads::default(),
+        busy_poll: Duration::ZERO,
     };
     let mut pongs: Vec<Option<Pong>> = Vec::new();
     let result = block_on(async {

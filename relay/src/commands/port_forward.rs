@@ -1,13 +1,14 @@
 //! `relay port-forward`: makes ports of a workspace appear on this machine.
 
 use std::net::IpAddr;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use clap::builder::BoolishValueParser;
 use relay_engine::Engine;
 use relay_forward::Options;
 use relay_forward::event::Reporter;
-use relay_tunnel::endpoint::{MAX_MTU, StackChoice};
+use relay_tunnel::endpoint::{BUSY_POLL, MAX_MTU, StackChoice};
 use relay_tunnel::stack::{NetHelper, Offloads};
 use relay_wire::names::WorkspaceName;
 use relay_wire::spec::{Forward, SpecError, parse_specs, read_list};
@@ -68,6 +69,16 @@ pub(crate) struct Args {
     #[arg(long, default_value_t = MAX_MTU, value_name = "BYTES")]
     #[arg(value_parser = clap::value_parser!(u16).range(1280..=i64::from(MAX_MTU)))]
     max_mtu: u16,
+    /// How long to look for an answer to a small message before sleeping, in microseconds: spares
+    /// small messages the time of being woken; 0 turns it off
+    #[arg(
+        long,
+        env = "RELAY_BUSY_POLL",
+        hide_env_values = true,
+        value_name = "MICROSECONDS"
+    )]
+    #[arg(default_value_t = BUSY_POLL, value_parser = clap::value_parser!(u64).range(..=1000))]
+    busy_poll: u64,
     /// Segmentation offloads to leave unused: tun-tcp, tun-udp, udp-send, udp-receive, or all; for
     /// kernels and cards that corrupt them
     #[arg(
@@ -129,6 +140,7 @@ pub(crate) fn run(args: Args, global: &Global) -> Result<()> {
         stack,
         max_mtu: args.max_mtu,
         offloads: args.disable_offloads,
+        busy_poll: Duration::from_micros(args.busy_poll),
     };
     block_on(async {
         let signal = interrupted()?;

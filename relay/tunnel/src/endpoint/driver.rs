@@ -15,6 +15,7 @@ use relay_wire::disco::TxId;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Sleep;
 
+use super::busy::{BusyPoll, Moved};
 use super::commands::Command;
 use super::early::Early;
 use super::handle::{Pong, States};
@@ -90,6 +91,9 @@ pub(super) struct Driver {
     interfaces_at: Instant,
     /// When a packet of a peer or of the kernel was moved last.
     pub(super) busy_at: Instant,
+    /// What this turn moved.
+    pub(super) moved: Moved,
+    busy_poll: BusyPoll,
     /// Buffers are given back and untouched since.
     released: bool,
 }
@@ -102,6 +106,8 @@ enum Wake {
     Commands(usize),
     Injected(Injection),
     Timer,
+    /// Nothing came while it was waited for awake.
+    Silence,
 }
 
 impl Driver {
@@ -183,6 +189,8 @@ impl Driver {
             said: HashSet::new(),
             interfaces_at: now + INTERFACES,
             busy_at: now,
+            moved: Moved::default(),
+            busy_poll: BusyPoll::new(awake(config.busy_poll)),
             released: true,
         };
         driver.read_interfaces(now);
@@ -210,13 +218,22 @@ impl Driver {
                 count = self.inbox.recv_many(&mut commands, BATCH) => Wake::Commands(count),
                 Some(injection) = self.injections.recv() => Wake::Injected(injection),
                 () = &mut sleep => Wake::Timer,
+                () = look_again(self.busy_poll.until()), if self.busy_poll.until().is_some() => Wake::Silence,
             };
+            if matches!(wake, Wake::Silence) {
+                self.busy_poll.gave_up();
+                continue;
+            }
             let now = Instant::now();
             match wake {
                 Wake::Commands(0) => break,
                 Wake::Injected(injection) => self.inject(injection),
                 Wake::Timer => self.handle_timers(now),
-                Wake::Packets | Wake::Relayed | Wake::Datagrams | Wake::Commands(_) => {}
+                Wake::Packets
+                | Wake::Relayed
+                | Wake::Datagrams
+                | Wake::Commands(_)
+                | Wake::Silence => {}
             }
             for command in commands.drain(..) {
                 self.handle_command(command, now);
@@ -234,6 +251,7 @@ impl Driver {
             self.handle_events(now);
             self.flush(now).await;
             self.publish();
+            self.busy_poll.worked(std::mem::take(&mut self.moved), now);
             if worked {
                 self.released = false;
                 tokio::task::yield_now().await;
@@ -349,6 +367,10 @@ impl Driver {
             PathState::Relayed(..) | PathState::None => None,
         };
         self.early.moved(&slot.node.addresses, rtt);
+        for address in &slot.node.addresses {
+            let near = rtt.is_some_and(|rtt| rtt < super::early::LONG);
+            self.stack.set_peer_near(*address, near);
+        }
         let address = slot.node.addresses.first().copied();
         if let (PathState::Relayed(..), Some(remote)) = (state, address)
             && self.keepalive
@@ -493,5 +515,22 @@ impl Driver {
             tracing::debug!("{text}");
             self.tell(Event::Warning(text));
         }
+    }
+}
+
+/// On the only processor nothing can come while it is waited for.
+fn awake(window: Duration) -> Duration {
+    match std::thread::available_parallelism() {
+        Ok(processors) if processors.get() > 1 => window,
+        _ => Duration::ZERO,
+    }
+}
+
+/// Keeps the runtime looking for events until then, without sleeping. Other processes that want
+/// the processor get it.
+async fn look_again(until: Option<Instant>) {
+    while until.is_some_and(|until| Instant::now() < until) {
+        std::thread::yield_now();
+        tokio::task::yield_now().await;
     }
 }

@@ -149,14 +149,16 @@ impl Endpoint {
         };
         let began = Instant::now();
         let connected = stack.connect_with(self.inner.source, remote, first).await?;
-        early.answered(*remote.ip(), began.elapsed());
+        let now = Instant::now();
+        early.answered(*remote.ip(), now - began);
+        early.took(*remote.ip(), now.into_std());
         Ok(connected)
     }
 
-    /// Whether it pays to wait for the first bytes of a stream to `remote` before it is opened:
-    /// both ends can send them with the first packet, and the way is long.
+    /// Whether the first bytes of a stream to `remote` should go with its first packet: both ends
+    /// can do that, and the way is long, or a stream was opened there a moment ago.
     pub fn early_data(&self, remote: Ipv6Addr) -> Option<EarlyData> {
-        let wait = self.inner.early.wait(remote)?;
+        let wait = self.inner.early.wait(remote, std::time::Instant::now())?;
         let room = self.inner.stack.early_room(remote);
         Some(EarlyData { wait, room })
     }

@@ -94,6 +94,7 @@ impl Driver {
         let mut opened = std::mem::take(&mut self.opened);
         let mut batch: Vec<&[u8]> = Vec::with_capacity(opened.len());
         for (index, packet) in opened.packets() {
+            self.moved.add(packet.len());
             let Some(destination) = datagram::destination(packet) else {
                 continue;
             };

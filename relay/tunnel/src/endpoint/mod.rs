@@ -1,6 +1,7 @@
 //! One end of the tunnel: a key, a stack, a UDP socket and many peers, moved by one task. Who the
 //! peers are is told from above; what the streams carry is none of its business.
 
+mod busy;
 mod commands;
 mod driver;
 mod early;
@@ -31,6 +32,10 @@ use crate::{Error, datagram, stack};
 
 /// The largest inner MTU that is tried: four such packets fill one burst of UDP on loopback.
 pub const MAX_MTU: u16 = 16_344;
+
+/// How long the answer to a small message may take on one machine or one switch: what is worth
+/// waiting for awake, microseconds.
+pub const BUSY_POLL: u64 = 100;
 
 /// Which TCP/IP stack turns packets into streams.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -84,6 +89,9 @@ pub struct EndpointConfig {
     pub keepalive: bool,
     /// The UDP port, any if `None`.
     pub udp_port: Option<u16>,
+    /// How long to look for an answer to a small message before sleeping; zero is off. Of use where
+    /// the runtime has one thread, which spares small messages a wake-up each.
+    pub busy_poll: Duration,
 }
 
 impl EndpointConfig {
@@ -102,6 +110,7 @@ impl EndpointConfig {
             max_mtu: MAX_MTU,
             keepalive: false,
             udp_port: None,
+            busy_poll: Duration::ZERO,
         }
     }
 }

@@ -36,11 +36,13 @@ impl Driver {
         } = self;
         let mut last = None;
         let mut bytes = 0;
+        let mut packets = 0;
         let mut worked = false;
         let mut failure = None;
         for _ in 0..TUN_READS {
             let mut each = |packet: &[u8]| {
                 bytes += packet.len();
+                packets += 1;
                 let Some(destination) = datagram::destination(packet) else {
                     return;
                 };
@@ -76,6 +78,8 @@ impl Driver {
             }
         }
         if last.is_some() {
+            self.moved.bytes += bytes;
+            self.moved.packets += packets;
             self.busy_at = now;
         }
         if let Some(error) = failure

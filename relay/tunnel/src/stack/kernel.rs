@@ -15,9 +15,9 @@ use super::coalesce::Merger;
 use super::congestion;
 use super::helper::{Helper, Place};
 use super::listeners::Listeners;
-use super::mtu::PeerMtus;
 use super::packet::{ACK, FIN, Flow, ICMPV6, Parsed, RST, SYN, address, parse, reset_for};
 use super::rewrite::Rewriter;
+use super::ways::Ways;
 use super::{Injection, NetHelper, StackOptions, Tun, Verdict};
 use crate::Error;
 
@@ -38,7 +38,7 @@ pub(super) struct Shared {
     pub(super) helper: Helper,
     pub(super) addresses: Vec<Ipv6Addr>,
     pub(super) accepts: Mutex<Accepts<oneshot::Sender<TcpStream>>>,
-    pub(super) mtus: PeerMtus,
+    pub(super) ways: Ways,
     /// The kernel sends and takes data in the first packet of a stream.
     early_data: bool,
     /// Present where the device is in the namespace that everything else is in.
@@ -79,7 +79,7 @@ pub(super) fn start(
         helper,
         addresses: addresses.to_vec(),
         accepts: Mutex::default(),
-        mtus: PeerMtus::default(),
+        ways: Ways::default(),
         early_data: ready.early_data,
         rewriter,
         listeners: Listeners::default(),
@@ -104,7 +104,7 @@ impl KernelStack {
         let socket = self.outward(source)?;
         let socket = TcpSocket::from_std_stream(socket.into());
         let stream = socket.connect(remote.into()).await?;
-        congestion::suit(&stream);
+        self.shared.suit(&stream, *remote.ip());
         Ok(stream)
     }
 
@@ -121,8 +121,8 @@ impl KernelStack {
             return Ok((self.connect(source, remote).await?, 0));
         }
         let socket = self.outward(source)?;
-        let remote = SocketAddr::from(remote).into();
-        let taken = match socket.send_to_with_flags(first, &remote, libc::MSG_FASTOPEN) {
+        let to = SocketAddr::from(remote).into();
+        let taken = match socket.send_to_with_flags(first, &to, libc::MSG_FASTOPEN) {
             Ok(taken) => taken,
             Err(error) if error.raw_os_error() == Some(libc::EINPROGRESS) => 0,
             Err(error) => return Err(error),
@@ -131,7 +131,7 @@ impl KernelStack {
         stream.writable().await?;
         match stream.take_error()? {
             None => {
-                congestion::suit(&stream);
+                self.shared.suit(&stream, *remote.ip());
                 Ok((stream, taken))
             }
             Some(error) => Err(error),
@@ -145,11 +145,15 @@ impl KernelStack {
 
     /// How many bytes fit the first packet of a stream to this peer.
     pub fn early_room(&self, peer: Ipv6Addr) -> usize {
-        usize::from(self.shared.mtus.get(peer)).saturating_sub(HEADERS)
+        usize::from(self.shared.ways.get(peer)).saturating_sub(HEADERS)
     }
 
     fn outward(&self, source: Ipv6Addr) -> io::Result<Socket> {
         let socket = Socket::from(self.shared.helper.socket()?);
+        if self.shared.addresses == [source] && self.shared.rewriter.is_none() {
+            // The namespace has no other address to choose.
+            return Ok(socket);
+        }
         // The port is chosen when both ends are known, so that it may serve several remotes.
         setsockopt(&socket, sockopt::IpBindAddressNoPort, &true)?;
         socket.bind(&SocketAddr::from((source, 0)).into())?;
@@ -194,12 +198,17 @@ impl KernelStack {
 
     /// Sets the largest packet that reaches this peer; streams that are open follow at once.
     pub fn set_peer_mtu(&self, peer: Ipv6Addr, mtu: u16) {
-        if self.shared.mtus.set(peer, mtu) {
-            let mtu = self.shared.mtus.get(peer);
+        if self.shared.ways.set(peer, mtu) {
+            let mtu = self.shared.ways.get(peer);
             if let Err(error) = self.shared.helper.set_route(peer, mtu) {
                 tracing::warn!("the packet size of a peer stays as it is: {error}");
             }
         }
+    }
+
+    /// Says whether the way to this peer is known to be short.
+    pub fn set_peer_near(&self, peer: Ipv6Addr, near: bool) {
+        self.shared.ways.set_near(peer, near);
     }
 
     /// Forgets what is known about this peer; connections that still wait for the application end.
@@ -208,7 +217,7 @@ impl KernelStack {
         if let Some(rewriter) = &self.shared.rewriter {
             lock(rewriter).remove_peer(peer);
         }
-        if self.shared.mtus.remove(peer)
+        if self.shared.ways.remove(peer)
             && let Err(error) = self.shared.helper.remove_route(peer)
         {
             tracing::debug!("the route of a peer stays: {error}");
@@ -219,6 +228,16 @@ impl KernelStack {
 impl Shared {
     pub(super) fn listeners(&self) -> &Listeners {
         &self.listeners
+    }
+
+    /// Congestion control that suits the way to the peer. Acknowledgements travel with answers
+    /// from the beginning, where the kernel would otherwise learn that after a few packets more;
+    /// not before the handshake is over, whose last packet the other end waits for.
+    fn suit(&self, stream: &TcpStream, peer: Ipv6Addr) {
+        let _ = rustix::net::sockopt::set_tcp_quickack(stream, false);
+        if !self.ways.is_near(peer) {
+            congestion::suit(stream);
+        }
     }
 
     pub(super) fn inject(&self, injection: Injection) {
@@ -275,7 +294,7 @@ impl Shared {
 
     /// A connection came out of a listener: it belongs to whoever was dialled for it.
     pub(super) fn accepted(self: &Arc<Self>, flow: Flow, stream: TcpStream) {
-        congestion::suit(&stream);
+        self.suit(&stream, flow.source);
         let stream = match lock(&self.accepts).accepted(flow) {
             Some(pair) => match pair.send(stream) {
                 Ok(()) => return,

@@ -20,12 +20,12 @@ mod congestion;
 mod helper;
 mod kernel;
 mod listeners;
-mod mtu;
 mod packet;
 mod replay;
 mod rewrite;
 mod segment;
 mod tun;
+mod ways;
 
 use std::net::Ipv6Addr;
 

@@ -72,7 +72,7 @@ impl Tun {
         }
         let largest = note.largest(packet.len());
         if largest > MIN_MTU {
-            let mtu = self.shared.mtus.get(packet::address(packet, 24));
+            let mtu = self.shared.ways.get(packet::address(packet, 24));
             if largest > usize::from(mtu) {
                 let answer = packet::too_big_for(packet, mtu);
                 self.shared.inject(Injection::ToTun(answer));

@@ -172,9 +172,18 @@ impl UdpSocket {
             buffers.data = vec![0; RECEIVE_ROOM * sys::BATCH];
         }
         let mut messages = [None; sys::BATCH];
-        let got = self.fd.try_io(Interest::READABLE, |fd| {
-            sys::receive(fd.as_fd(), &mut buffers.data, RECEIVE_ROOM, &mut messages)
-        })?;
+        let mut got = 0;
+        let outcome = self.fd.try_io(Interest::READABLE, |fd| {
+            got = sys::receive(fd.as_fd(), &mut buffers.data, RECEIVE_ROOM, &mut messages)?;
+            // Less than asked for: it is empty, and needs no further look to know that.
+            if got < sys::BATCH {
+                return Err(io::ErrorKind::WouldBlock.into());
+            }
+            Ok(())
+        });
+        if got == 0 {
+            outcome?;
+        }
         for (message, data) in messages
             .iter()
             .take(got)

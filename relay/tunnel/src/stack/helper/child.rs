@@ -167,6 +167,7 @@ fn socket() -> std::io::Result<OwnedFd> {
         Some(Protocol::TCP),
     )?;
     socket.set_only_v6(true)?;
+    socket.set_tcp_nodelay(true)?;
     let _ = socket.set_tcp_congestion(b"cubic");
     let keepalive = TcpKeepalive::new()
         .with_time(KEEPALIVE)
