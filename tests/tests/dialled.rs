@@ -14,8 +14,9 @@ use relay_lab::net::Host;
 use relay_lab::{PATIENCE, needs, poll, say};
 use serde_json::Value;
 
-/// Asks the server's API from the client's machine.
+/// Asks the server's API from the client's machine, as often as it answers a user in a minute.
 fn get(cluster: &Cluster, path: &str) -> (u16, Value) {
+    std::thread::sleep(Duration::from_millis(150));
     let mut stream = cluster
         .client
         .connect((cluster.control.ipv4, HTTP))
@@ -154,6 +155,60 @@ fn a_server_that_starts_again_reaches_the_agents_again() {
     cluster.server.interrupt();
     cluster.start_server_again();
     ports_with(&cluster, 8000);
+}
+
+#[test]
+fn a_stream_through_the_server_ends_soon_after_its_agent_died() {
+    needs!(Need::Namespaces);
+    let mut cluster = Cluster::start(Options {
+        server_flags: vec!["--wildcard-access-url", "*.apps.test"],
+        ..Options::default()
+    });
+    let listener = cluster.workspace.listen((Ipv4Addr::LOCALHOST, 8000));
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let Ok(mut stream) = stream else { return };
+            let _ = stream.read(&mut [0; 4096]);
+            let head = "HTTP/1.1 200 OK\r\nConnection: close\r\n\r\nthe first part";
+            let _ = stream.write_all(head.as_bytes());
+            // The rest never comes.
+            std::thread::spawn(move || stream.read(&mut [0; 1]));
+        }
+    });
+    let mut stream = cluster
+        .client
+        .connect((cluster.control.ipv4, HTTP))
+        .expect("connect");
+    let session = &cluster.session;
+    let request = format!(
+        "GET / HTTP/1.1\r\nHost: 8000--main--dev--alice.apps.test\r\n\
+         Coder-Session-Token: {session}\r\n\r\n"
+    );
+    stream.write_all(request.as_bytes()).expect("request");
+    stream.set_read_timeout(Some(PATIENCE)).expect("time-out");
+    let mut answer = String::new();
+    while !answer.contains("the first part") {
+        let mut buffer = [0; 4096];
+        let length = stream.read(&mut buffer).expect("read");
+        assert!(length > 0, "{answer}\n{}", cluster.server.output());
+        answer.push_str(&String::from_utf8_lossy(&buffer[..length]));
+    }
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+
+    cluster.agents[0].kill();
+    let start = Instant::now();
+    let ended = loop {
+        match stream.read(&mut [0; 4096]) {
+            Ok(0) => break true,
+            Ok(_) => {}
+            Err(error) => break error.kind() == std::io::ErrorKind::ConnectionReset,
+        }
+    };
+    assert!(ended, "the stream hangs");
+    // The proxy's own patience with a silent connection is 20 s.
+    let took = start.elapsed();
+    say(format_args!("ended after {took:.1?}"));
+    assert!(took < Duration::from_secs(15), "ended after {took:?}");
 }
 
 const CHECKED: &str = r#"

@@ -130,6 +130,7 @@ impl Keeper {
 
     async fn take(&mut self, step: Step) -> Result<(), relay_tunnel::Error> {
         let endpoint = &self.up.endpoint;
+        tracing::debug!(?step, "tunnels");
         match step {
             Step::Join(id) => self.hub.handle(self.seat, add_tunnel(id)),
             Step::Part(id) => {

@@ -10,6 +10,7 @@ use relay_wire::proto::{id_bytes, parse_id, tailnet};
 
 use super::within;
 use crate::apps::access::ShareLevel;
+use crate::apps::hostname::AppHost;
 use crate::state::Shared;
 use crate::store::{AgentAccess, App, AppHealth, Lifecycle};
 
@@ -72,9 +73,24 @@ async fn manifest(state: &Shared, access: &AgentAccess) -> crate::Result<agent::
         workspace_id: id_bytes(access.agent.workspace_id),
         agent_name: access.agent.name.clone(),
         workspace_name: access.workspace_name.clone(),
+        vs_code_port_proxy_uri: port_template(state, access),
         apps: apps.into_iter().map(app).collect(),
         ..Default::default()
     })
+}
+
+/// The address of a port with `{{port}}` in its place, which editors make links from.
+fn port_template(state: &Shared, access: &AgentAccess) -> String {
+    let host = AppHost {
+        slug_or_port: "{{port}}".to_owned(),
+        agent: access.agent.name.clone(),
+        workspace: access.workspace_name.clone(),
+        user: access.owner_name.clone(),
+        ..AppHost::default()
+    };
+    let url = state.apps.app_url(&host, &state.access_url);
+    let url = url.and_then(Result::ok).unwrap_or_default();
+    url.trim_end_matches('/').to_owned()
 }
 
 fn app((app, health): (App, AppHealth)) -> agent::WorkspaceApp {

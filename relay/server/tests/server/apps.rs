@@ -87,7 +87,14 @@ async fn shown(plane: &Plane, workspace: Uuid) -> Vec<String> {
 async fn an_agent_is_told_its_apps_and_tells_how_they_are() {
     let plane = Plane::start().await;
     let (workspace, session) = with_apps(&plane).await;
-    let apps = manifest(&session).await.apps;
+    let Manifest {
+        apps,
+        vs_code_port_proxy_uri: template,
+        ..
+    } = manifest(&session).await;
+    let port = plane.address().port();
+    let ports = format!("http://{{{{port}}}}--main--web--alice.localhost:{port}");
+    assert_eq!(template, ports);
     let [site, plain] = &apps[..] else {
         panic!("{apps:?}")
     };

@@ -22,15 +22,21 @@ const TUN_BYTES: usize = 4 * 64 * 1024;
 const SEND_PATIENCE: Duration = Duration::from_millis(20);
 
 impl Driver {
+    /// Writes what this end itself has for the kernel.
+    fn write_tun(&mut self) {
+        if self.to_tun.is_empty() {
+            return;
+        }
+        let packets: Vec<&[u8]> = self.to_tun.iter().map(Vec::as_slice).collect();
+        if let Err(error) = self.tun.write_batch(&packets) {
+            tracing::debug!(%error, "writing to the TUN device");
+        }
+        self.to_tun.clear();
+    }
+
     /// Reads the TUN device. True when there was something.
     pub(super) fn take_tun(&mut self, now: Instant) -> bool {
-        if !self.to_tun.is_empty() {
-            let packets: Vec<&[u8]> = self.to_tun.iter().map(Vec::as_slice).collect();
-            if let Err(error) = self.tun.write_batch(&packets) {
-                tracing::debug!(%error, "writing to the TUN device");
-            }
-            self.to_tun.clear();
-        }
+        self.write_tun();
         let Driver {
             tun, peers, to_tun, ..
         } = self;
@@ -82,6 +88,8 @@ impl Driver {
             self.moved.packets += packets;
             self.busy_at = now;
         }
+        // Resets that answer what was read: nothing else may come that would take them along.
+        self.write_tun();
         if let Some(error) = failure
             && !self.tun_failed
         {
