@@ -202,6 +202,7 @@ figures! {
     Udp64Loss, "udp64-loss", Percent, "Datagrams of 64 B lost, 100,000 a second offered";
     Udp1200Rate, "udp1200-rate", PerSecond, "Datagrams of 1200 B received, 100,000 a second offered";
     Udp1200Loss, "udp1200-loss", Percent, "Datagrams of 1200 B lost, 100,000 a second offered";
+    Udp64FastOffered, "udp64-300k-offered", PerSecond, "Datagrams of 64 B really sent, 300,000 a second meant";
     Udp64FastRate, "udp64-300k-rate", PerSecond, "Datagrams of 64 B received, 300,000 a second offered";
     Udp64FastLoss, "udp64-300k-loss", Percent, "Datagrams of 64 B lost, 300,000 a second offered";
     Start, "start", Milliseconds, "From the start of the command to its Ready";
