@@ -21,6 +21,8 @@ mod store;
 mod stun;
 pub mod template;
 mod tls;
+mod traffic;
+mod web;
 
 pub use config::{Config, StunAddress, TlsFiles};
 pub use dialer::{Dial, DialError};

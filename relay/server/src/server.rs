@@ -28,6 +28,7 @@ use crate::proxy::Proxy;
 use crate::resume::ResumeKey;
 use crate::state::{Presence, Shared, State};
 use crate::store::Store;
+use crate::traffic::Traffic;
 use crate::{api, map, proxy, secrets, stun, tls};
 
 /// How long a TLS handshake may take.
@@ -84,6 +85,7 @@ impl Server {
             access_url,
             apps: Arc::new(apps),
             proxy: Proxy::default(),
+            traffic: Traffic::default(),
             block_direct: config.block_direct,
             force_websockets: config.force_websockets,
             hub,

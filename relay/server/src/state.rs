@@ -17,6 +17,7 @@ use crate::hub::Hub;
 use crate::proxy::Proxy;
 use crate::resume::ResumeKey;
 use crate::store::Store;
+use crate::traffic::Traffic;
 
 /// Handle of the shared state.
 pub(crate) type Shared = Arc<State>;
@@ -31,6 +32,8 @@ pub(crate) struct State {
     pub(crate) apps: Arc<Settings>,
     /// What the proxy keeps between requests.
     pub(crate) proxy: Proxy,
+    /// Bytes that the proxy moved lately.
+    pub(crate) traffic: Traffic,
     pub(crate) block_direct: bool,
     pub(crate) force_websockets: bool,
     pub(crate) hub: Arc<Hub>,

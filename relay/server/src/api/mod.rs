@@ -22,7 +22,7 @@ use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{any, get};
 use axum::{Json, body::Body};
-use http::header::{HeaderValue, RETRY_AFTER};
+use http::header::{ACCEPT, HeaderValue, RETRY_AFTER};
 use http::request::Parts;
 use http::{HeaderName, StatusCode};
 use relay_wire::rest::{BuildInfo, ErrorBody, SshConfig, Validation};
@@ -51,19 +51,35 @@ pub(crate) fn router(state: Shared) -> Router {
         .merge(places::routes())
         .merge(templates::routes())
         .merge(agents::routes())
-        .merge(crate::proxy::routes());
+        .merge(crate::proxy::routes())
+        .layer(middleware::from_fn_with_state(
+            state.clone(),
+            crate::web::protect,
+        ));
     Router::new()
         .nest("/api/v2", api)
         .route("/derp", any(crate::derp::upgrade))
         .route("/derp/latency-check", any(async || StatusCode::OK))
         .route("/healthz", get(async || "OK"))
-        .fallback(async || Refusal::not_found("Route not found."))
+        .merge(crate::web::routes(&state))
+        .fallback(no_route)
         .method_not_allowed_fallback(async || {
             Refusal::new(StatusCode::METHOD_NOT_ALLOWED, "Method not allowed.")
         })
         .layer(DefaultBodyLimit::max(BODY))
         .layer(middleware::from_fn(limits))
         .with_state(state)
+}
+
+/// The answer to an address that is none: a page for people, JSON for programs.
+async fn no_route(request: Request) -> Response {
+    let accepts = request.headers().get(ACCEPT);
+    let accepts = accepts.and_then(|accepts| accepts.to_str().ok());
+    let api = request.uri().path().starts_with("/api/");
+    if !api && accepts.is_some_and(|accepts| accepts.contains("text/html")) {
+        return crate::web::not_found();
+    }
+    Refusal::not_found("Route not found.").into_response()
 }
 
 /// Bounds the time of a request and adds the version to its answer.
@@ -190,7 +206,7 @@ impl From<Error> for Refusal {
 }
 
 /// The address of whoever sent a request.
-fn client_address(parts: &Parts, _state: &Shared) -> IpAddr {
+pub(crate) fn client_address(parts: &Parts, _state: &Shared) -> IpAddr {
     let peer = parts.extensions.get::<IpAddr>();
     peer.copied().unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED))
 }

@@ -22,7 +22,6 @@ pub trait Dial: Send + Sync + 'static {
     fn dial(&self, agent: Uuid, port: u16) -> BoxFuture<'_, Result<TcpStream, DialError>>;
 
     /// How the agent is reached at the moment; `None` without a tunnel to it.
-    #[allow(dead_code, reason = "for the pages")]
     fn path(&self, agent: Uuid) -> Option<PathState>;
 
     /// Ends the tunnels to all agents that are not among these.

@@ -240,6 +240,7 @@ impl Visit<'_> {
             tls: self.right.place.tls,
         };
         let pool = &self.state.proxy.pool;
+        let meter = self.state.traffic.meter(key.agent, key.port);
         let upgrade = request.headers().contains_key(UPGRADE);
         let mut fresh = upgrade;
         loop {
@@ -258,7 +259,7 @@ impl Visit<'_> {
                 Sender::One(mut sender) => match sender.try_send_request(request).await {
                     Ok(answer) => {
                         let lease = (!upgrade).then(|| lease(self.state, key, sender));
-                        return Ok(answer.map(|body| Answered { body, lease }));
+                        return Ok(answer.map(|body| Answered { body, lease, meter }));
                     }
                     Err(error) => error,
                 },
@@ -266,7 +267,11 @@ impl Visit<'_> {
                     make_absolute(&mut request, key.tls);
                     match sender.try_send_request(request).await {
                         Ok(answer) => {
-                            return Ok(answer.map(|body| Answered { body, lease: None }));
+                            return Ok(answer.map(|body| Answered {
+                                body,
+                                lease: None,
+                                meter,
+                            }));
                         }
                         Err(error) => error,
                     }

@@ -12,6 +12,7 @@ use hyper::client::conn::{http1, http2};
 use uuid::Uuid;
 
 use crate::state::Shared;
+use crate::traffic::Meter;
 
 /// Idle connections to one app.
 const IDLE: usize = 128;
@@ -179,6 +180,7 @@ impl Lease {
 pub(super) struct Answered {
     pub(super) body: Incoming,
     pub(super) lease: Option<Lease>,
+    pub(super) meter: Arc<Meter>,
 }
 
 impl Body for Answered {
@@ -191,6 +193,11 @@ impl Body for Answered {
     ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
         let this = self.get_mut();
         let polled = Pin::new(&mut this.body).poll_frame(context);
+        if let Poll::Ready(Some(Ok(frame))) = &polled
+            && let Some(data) = frame.data_ref()
+        {
+            this.meter.add(data.len());
+        }
         let done = match &polled {
             Poll::Pending => false,
             Poll::Ready(None) => true,

@@ -8,6 +8,7 @@ mod apps;
 mod coordination;
 mod hostile;
 mod limits;
+mod pages;
 mod places;
 mod recorded;
 mod relay;
