@@ -7,5 +7,6 @@
 mod access;
 mod bodies;
 mod login;
+mod secure;
 mod support;
 mod upgrades;
