@@ -85,6 +85,7 @@ async fn auth_redirect(
     }];
     let target = redirect::target(wanted.as_ref().map(|(_, url)| &**url), &places);
     let mut target = target.map_err(|error| Refusal::bad(sentence(&error.to_string())))?;
+    on_our_port(&state, &mut target);
     let mut session = None;
     for token in session_tokens(&parts) {
         let found = state.store.session(&token).await?;
@@ -104,6 +105,20 @@ async fn auth_redirect(
     let sealed = state.apps.keys.seal_key(&key, now(), rand::random());
     target.query_pairs_mut().append_pair(KEY_PARAMETER, &sealed);
     Ok(page::redirect(StatusCode::SEE_OTHER, target.as_str()))
+}
+
+/// The key must not reach another server of the same machine, so the port is that of all apps.
+fn on_our_port(state: &Server, target: &mut Url) {
+    let pattern = state.apps.pattern.as_ref();
+    let advertised = pattern.map(|pattern| pattern.advertised(&state.access_url));
+    let port = advertised
+        .as_deref()
+        .and_then(|host| host.rsplit_once(':'))
+        .and_then(|(_, port)| port.parse().ok());
+    // These fail for URLs without a host only.
+    let _ = target.set_port(port);
+    let _ = target.set_username("");
+    let _ = target.set_password(None);
 }
 
 fn sentence(text: &str) -> String {

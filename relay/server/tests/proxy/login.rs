@@ -118,6 +118,23 @@ async fn redirects_lead_to_apps_of_this_deployment_only() {
 }
 
 #[tokio::test]
+async fn a_key_goes_to_the_port_of_the_apps_only() {
+    let site = Site::start().await;
+    let session = [("coder-session-token", site.alice.as_str())];
+    let host = port_host(8080);
+    let target = format!("http://u:p@{host}:9999/x");
+    let target: String = url::form_urlencoded::byte_serialize(target.as_bytes()).collect();
+    let path = format!("/api/v2/applications/auth-redirect?redirect_uri={target}");
+    let answer = site.get(DASHBOARD, &path, &session).await;
+    assert_eq!(answer.status, 303);
+    let location = answer.header("location");
+    assert!(
+        location.starts_with(&format!("https://{host}/x?")),
+        "{location}"
+    );
+}
+
+#[tokio::test]
 async fn a_broken_key_is_a_page_that_leads_on_without_it() {
     let site = Site::start().await;
     let host = port_host(8080);
