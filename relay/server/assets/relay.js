@@ -62,8 +62,8 @@
   };
   document.addEventListener("htmx:sse:error", (event) => {
     lost(true);
-    // The session has ended: the server sends the way to the login page.
-    if (event.detail?.status === 401) location.reload();
+    // The session or the workspace has ended: the page itself says so.
+    if ([401, 403, 404].includes(event.detail?.status)) location.reload();
   });
   document.addEventListener("htmx:sse:after:connection", () => lost(false));
   document.addEventListener("htmx:sse:after:message", () => { lost(false); show(); });

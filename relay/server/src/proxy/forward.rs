@@ -1,6 +1,7 @@
 //! Sends a request on to its app and the answer back, both as they come (coder_facts §2.12).
 
 use std::io;
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::Body;
@@ -29,6 +30,7 @@ use crate::apps::token::Grant;
 use crate::connection::Peer;
 use crate::dialer::DialError;
 use crate::state::Shared;
+use crate::traffic::Meter;
 
 /// Longest head of an answer.
 const HEAD: usize = 128 << 10;
@@ -82,7 +84,7 @@ impl Visit<'_> {
         );
         let body = match body.is_end_stream() {
             true => Outgoing::Empty,
-            false => Outgoing::Stream(body),
+            false => Outgoing::Stream(body, self.meter()),
         };
         let sent = self.exchange(want, Request::from_parts(parts, body)).await;
         let mut answer = match sent {
@@ -114,6 +116,12 @@ impl Visit<'_> {
             }
         }
         answer
+    }
+
+    /// Counts the bytes of the app.
+    fn meter(&self) -> Arc<Meter> {
+        let Self { state, right, .. } = self;
+        state.traffic.meter(right.agent, right.place.port)
     }
 
     /// What the proxy answers itself.
@@ -240,7 +248,7 @@ impl Visit<'_> {
             tls: self.right.place.tls,
         };
         let pool = &self.state.proxy.pool;
-        let meter = self.state.traffic.meter(key.agent, key.port);
+        let meter = self.meter();
         let upgrade = request.headers().contains_key(UPGRADE);
         let mut fresh = upgrade;
         loop {

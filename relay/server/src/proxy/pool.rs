@@ -34,7 +34,7 @@ pub(super) enum Outgoing {
     /// None.
     Empty,
     /// The browser's, as it comes.
-    Stream(Incoming),
+    Stream(Incoming, Arc<Meter>),
 }
 
 impl Body for Outgoing {
@@ -47,22 +47,35 @@ impl Body for Outgoing {
     ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
         match self.get_mut() {
             Self::Empty => Poll::Ready(None),
-            Self::Stream(body) => Pin::new(body).poll_frame(context),
+            Self::Stream(body, meter) => {
+                let polled = Pin::new(body).poll_frame(context);
+                count(&polled, meter);
+                polled
+            }
         }
     }
 
     fn is_end_stream(&self) -> bool {
         match self {
             Self::Empty => true,
-            Self::Stream(body) => body.is_end_stream(),
+            Self::Stream(body, _) => body.is_end_stream(),
         }
     }
 
     fn size_hint(&self) -> SizeHint {
         match self {
             Self::Empty => SizeHint::with_exact(0),
-            Self::Stream(body) => body.size_hint(),
+            Self::Stream(body, _) => body.size_hint(),
         }
+    }
+}
+
+/// Counts the bytes of a frame.
+fn count(polled: &Poll<Option<Result<Frame<Bytes>, hyper::Error>>>, meter: &Meter) {
+    if let Poll::Ready(Some(Ok(frame))) = polled
+        && let Some(data) = frame.data_ref()
+    {
+        meter.add(data.len());
     }
 }
 
@@ -193,11 +206,7 @@ impl Body for Answered {
     ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
         let this = self.get_mut();
         let polled = Pin::new(&mut this.body).poll_frame(context);
-        if let Poll::Ready(Some(Ok(frame))) = &polled
-            && let Some(data) = frame.data_ref()
-        {
-            this.meter.add(data.len());
-        }
+        count(&polled, &this.meter);
         let done = match &polled {
             Poll::Pending => false,
             Poll::Ready(None) => true,

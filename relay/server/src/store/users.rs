@@ -244,6 +244,12 @@ impl Store {
         self.insert_key(user_id, Scope::All, None, expires_at).await
     }
 
+    /// Makes a session token for a browser, which ends sooner.
+    pub(crate) async fn create_session(&self, user_id: Uuid, life: TimeDelta) -> Result<String> {
+        self.insert_key(user_id, Scope::All, None, now() + life)
+            .await
+    }
+
     /// Makes a key that only opens apps. It ends with the session that asks for it, and no later
     /// than `expires_at`.
     pub async fn create_app_key(

@@ -21,8 +21,10 @@ use crate::state::Shared;
 
 /// The type of the streams.
 pub(super) const KIND: &str = "text/event-stream";
-/// How often what tells nobody of its changes is looked at.
+/// How often what tells nobody of its changes is looked at on a workspace's page.
 const LOOK: Duration = Duration::from_secs(2);
+/// The same on the list, which costs more.
+const LIST: Duration = Duration::from_secs(5);
 /// Time between two signs of life.
 const PING: Duration = Duration::from_secs(15);
 /// How long agents may take to tell their ports.
@@ -93,9 +95,10 @@ impl Watch {
                     self.ask().await;
                 }
             } else {
+                let look = if self.id.is_some() { LOOK } else { LIST };
                 tokio::select! {
                     changed = self.changes.changed() => changed.ok()?,
-                    () = tokio::time::sleep(LOOK) => self.ask().await,
+                    () = tokio::time::sleep(look) => self.ask().await,
                     () = self.state.stopped() => return None,
                 }
             }

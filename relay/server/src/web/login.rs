@@ -135,7 +135,8 @@ pub(super) async fn login(
     if let Some(before) = Visitor::find(&state, &headers).await? {
         state.store.delete_token(&before.token).await?;
     }
-    let token = state.store.create_token(user.id).await?;
+    let life = chrono::TimeDelta::seconds(visitor::KEEP);
+    let token = state.store.create_session(user.id, life).await?;
     let mut answer = see_other(&redirect);
     if let Some(cookie) = visitor::begin(&token, &state.apps) {
         answer.headers_mut().append(SET_COOKIE, cookie);

@@ -141,9 +141,14 @@ impl IntoResponse for Trouble {
         };
         let mut answer = html(&message);
         *answer.status_mut() = self.status;
+        answer.extensions_mut().insert(Whole);
         answer
     }
 }
+
+/// Marks an answer that is a page of its own, even where a part of one was asked for.
+#[derive(Clone)]
+struct Whole;
 
 /// A page, not to be kept by anybody.
 fn html(page: &impl Template) -> Response {
@@ -175,7 +180,9 @@ async fn secure(
     request: Request,
     next: Next,
 ) -> Response {
+    let part = request.headers().contains_key("hx-request");
     let mut answer = next.run(request).await;
+    let whole = answer.extensions().get::<Whole>().is_some();
     let policy = policy(&state);
     let headers = answer.headers_mut();
     let mut set = |name: HeaderName, value: &'static str| {
@@ -189,6 +196,9 @@ async fn secure(
         HeaderName::from_static("cross-origin-opener-policy"),
         "same-origin",
     );
+    if part && whole {
+        set(HeaderName::from_static("hx-retarget"), "body");
+    }
     let stream = headers.get(CONTENT_TYPE) == Some(&HeaderValue::from_static(live::KIND));
     if !stream {
         headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));

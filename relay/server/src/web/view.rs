@@ -186,12 +186,12 @@ pub(super) fn status(state: &State, workspace: &Workspace, agent: &Agent) -> Sta
             Some(_) => plain(
                 "bad",
                 "Disconnected",
-                "Its agent is gone. Check that the machine is on and `relay agent` runs there.",
+                "Its agent is gone. Check that the machine is on and “relay agent” runs there.",
             ),
             None => plain(
                 "wait",
                 "Waiting for its agent",
-                "Run `relay agent` in the workspace with the token that was printed when the \
+                "Run “relay agent” in the workspace with the token that was printed when the \
                  workspace was made.",
             ),
         };
@@ -354,7 +354,7 @@ impl Context<'_> {
             app if app.external && is_link(&app.url) => Ok(app.url.clone()),
             app if app.external => Err("Its address is none that a browser opens.".to_owned()),
             app if !app.command.is_empty() => {
-                Err("Opens in a terminal only: `relay ssh` or your own shell.".to_owned())
+                Err("It is a command: run it in a terminal of the workspace.".to_owned())
             }
             app if app.subdomain => self.url(&self.host(app.slug.clone(), "")),
             app => {

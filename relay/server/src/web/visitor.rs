@@ -15,7 +15,7 @@ use crate::state::{Shared, State};
 use crate::store::{Scope, User, Workspace};
 
 /// Seconds that a browser keeps its session.
-const KEEP: i64 = 7 * 24 * 3600;
+pub(super) const KEEP: i64 = 7 * 24 * 3600;
 /// Longest token that is looked up.
 const TOKEN: usize = 128;
 
@@ -101,15 +101,27 @@ impl FromRequestParts<Shared> for Visitor {
 
 /// To the login page and back; only where coming back makes sense.
 fn sign_in(parts: &Parts) -> Response {
-    let live = parts.uri.path().ends_with("/live");
+    if parts.uri.path().ends_with("/live") {
+        // The page behind it asks for itself then, and is sent to the login page.
+        return http::StatusCode::UNAUTHORIZED.into_response();
+    }
     let target = match parts.method {
-        http::Method::GET if !live => parts.uri.path_and_query().map_or("/", |path| path.as_str()),
+        http::Method::GET => parts.uri.path_and_query().map_or("/", |path| path.as_str()),
         _ => "/workspaces",
     };
     let query = url::form_urlencoded::Serializer::new(String::new())
         .append_pair("redirect", target)
         .finish();
-    see_other(&format!("/login?{query}"))
+    let location = format!("/login?{query}");
+    if !parts.headers.contains_key("hx-request") {
+        return see_other(&location);
+    }
+    // A part of a page cannot hold the login page.
+    let mut answer = http::StatusCode::UNAUTHORIZED.into_response();
+    if let Ok(location) = HeaderValue::from_str(&location) {
+        answer.headers_mut().insert("hx-redirect", location);
+    }
+    answer
 }
 
 /// The cookie that begins a session.

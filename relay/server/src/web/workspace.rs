@@ -9,7 +9,7 @@ use axum::response::Response;
 use http::HeaderMap;
 use serde::Deserialize;
 
-use super::view::{Live, is_running, listening};
+use super::view::{Live, listening};
 use super::{Frame, Trouble, Visitor, html, see_other};
 use crate::state::{Shared, State as Server};
 use crate::store::{Transition, Workspace};
@@ -24,7 +24,6 @@ struct Page {
     owner: String,
     name: String,
     foreign: bool,
-    running: bool,
     template: String,
     notice: String,
     bad: bool,
@@ -82,7 +81,6 @@ pub(super) async fn show(
         owner: workspace.owner_name.clone(),
         name: workspace.name.clone(),
         foreign: workspace.owner_id != visitor.user.id,
-        running: is_running(workspace),
         template: workspace
             .template
             .as_ref()

@@ -276,3 +276,25 @@ async fn a_page_is_live_and_ends_with_its_session() {
     // The chunk that ends the body.
     until("\r\n0\r\n\r\n").await;
 }
+
+#[tokio::test]
+async fn a_part_of_a_page_is_never_replaced_by_the_login_page() {
+    let plane = Plane::start().await;
+    let (cookie, _) = session(&plane).await;
+    let id = plane.workspace.id;
+    let live = get(&plane, &format!("/workspaces/{id}/live"), "").await;
+    assert!(live.starts_with("HTTP/1.1 401 "), "{live}");
+    let path = format!("/workspaces/{id}/ports");
+    let stranger = post(&plane, &path, "HX-Request: true\r\n", "action=public").await;
+    assert!(stranger.starts_with("HTTP/1.1 401 "), "{stranger}");
+    assert!(
+        stranger.contains("Hx-Redirect: /login?redirect="),
+        "{stranger}"
+    );
+    let headers = format!("{cookie}HX-Request: true\r\n");
+    let refused = post(&plane, &path, &headers, "token=x&action=public").await;
+    assert!(
+        refused.contains("Hx-Retarget: body") && refused.contains("Form refused"),
+        "{refused}"
+    );
+}
