@@ -90,7 +90,7 @@ impl Visit<'_> {
         let mut answer = match sent {
             Ok(mut answer) => match upgrade {
                 Some(upgrade) if answer.status() == StatusCode::SWITCHING_PROTOCOLS => {
-                    upgrade.join(self.state, &mut answer)
+                    upgrade.join(self, &mut answer)
                 }
                 _ => {
                     own::strip_hop_by_hop(answer.headers_mut());

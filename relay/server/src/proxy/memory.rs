@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use http::HeaderMap;
 use http::header::COOKIE;
+use tokio::sync::watch;
 use uuid::Uuid;
 
 use super::asked::Asked;
@@ -30,6 +31,8 @@ pub(crate) struct Proxy {
     pub(super) pool: Pool,
     pub(super) limit: Limit,
     epoch: AtomicU64,
+    /// Tells of new epochs.
+    changed: watch::Sender<u64>,
     /// The revision of the database that the epoch stands for.
     revision: tokio::sync::Mutex<String>,
     lookups: Mutex<Lookups>,
@@ -53,6 +56,7 @@ impl Default for Proxy {
             pool: Pool::default(),
             limit: Limit::default(),
             epoch: AtomicU64::new(start),
+            changed: watch::channel(start).0,
             revision: tokio::sync::Mutex::default(),
             lookups: Mutex::default(),
             used: Mutex::default(),
@@ -76,7 +80,13 @@ impl Proxy {
             // Better to look everything up again than to miss something.
             Err(error) => tracing::warn!(%error, "the database cannot be looked at"),
         }
-        self.epoch.fetch_add(1, Ordering::AcqRel);
+        let before = self.epoch.fetch_add(1, Ordering::AcqRel);
+        self.changed.send_replace(before + 1);
+    }
+
+    /// Tells of new epochs from now on.
+    pub(super) fn epochs(&self) -> watch::Receiver<u64> {
+        self.changed.subscribe()
     }
 
     fn lookups(&self, epoch: u64) -> MutexGuard<'_, Lookups> {
@@ -119,21 +129,42 @@ impl Proxy {
         token: &str,
         epoch: u64,
     ) -> Result<Option<Arc<Session>>> {
-        let known = self.lookups(epoch).sessions.get(token).cloned();
-        if let Some(session) = known {
-            let good = session.expires_at > crate::store::now();
-            return Ok(good.then_some(session));
+        if let Some(session) = self.known(token, epoch) {
+            return Ok(Some(session));
         }
-        let Some(session) = store.session(token).await?.map(Arc::new) else {
-            return Ok(None);
-        };
+        let found = store.session(token).await?;
+        Ok(found.map(|session| self.keep(token, session, epoch)))
+    }
+
+    /// The session of a key's id, for connections that it opened.
+    pub(super) async fn session_by_id(
+        &self,
+        store: &Store,
+        id: &str,
+        epoch: u64,
+    ) -> Result<Option<Arc<Session>>> {
+        // An id is no token, so both can be kept in one place.
+        if let Some(session) = self.known(id, epoch) {
+            return Ok(Some(session));
+        }
+        let found = store.session_by_id(id).await?;
+        Ok(found.map(|session| self.keep(id, session, epoch)))
+    }
+
+    fn known(&self, key: &str, epoch: u64) -> Option<Arc<Session>> {
+        let known = self.lookups(epoch).sessions.get(key).cloned();
+        known.filter(|session| session.expires_at > crate::store::now())
+    }
+
+    fn keep(&self, key: &str, session: Session, epoch: u64) -> Arc<Session> {
+        let session = Arc::new(session);
         let mut lookups = self.lookups(epoch);
         if lookups.epoch == epoch && lookups.sessions.len() < KEPT {
             lookups
                 .sessions
-                .insert(token.to_owned(), Arc::clone(&session));
+                .insert(key.to_owned(), Arc::clone(&session));
         }
-        Ok(Some(session))
+        session
     }
 
     /// Notes that a workspace is used.

@@ -268,6 +268,39 @@ fn visitor(session: Option<&Session>, target: Option<&Target>) -> Visitor {
     }
 }
 
+/// Comes back when the right that opened a connection, read in the epoch `seen`, is withdrawn.
+pub(super) async fn withdrawn(state: &State, asked: &Asked, grant: &Grant, mut seen: u64) {
+    let mut epochs = state.proxy.epochs();
+    loop {
+        let epoch = state.proxy.epoch();
+        if epoch != seen {
+            match still_granted(state, asked, grant).await {
+                Ok(true) => {}
+                Ok(false) => return,
+                Err(error) => tracing::warn!(%error, "a right was not looked up again"),
+            }
+        }
+        seen = epoch;
+        if epochs.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+async fn still_granted(state: &State, asked: &Asked, grant: &Grant) -> crate::error::Result<bool> {
+    let (proxy, store, epoch) = (&state.proxy, &state.store, state.proxy.epoch());
+    let session = match grant {
+        Grant::Session(id) => proxy.session_by_id(store, id, epoch).await?,
+        Grant::Public => None,
+    };
+    let Some(target) = proxy.target(store, asked, epoch).await? else {
+        return Ok(false);
+    };
+    let visitor = visitor(session.as_deref(), Some(&target));
+    let access = decide(asked.method, target.share, visitor, state.apps.path_policy);
+    Ok(access == Access::Granted)
+}
+
 fn missing(state: &State) -> Response<Body> {
     let text = "There is no such application or port, or it is not shared with you. Check the \
          address, or ask the owner of the workspace to share it.";

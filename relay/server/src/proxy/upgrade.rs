@@ -1,5 +1,7 @@
 //! Connections that become something else than HTTP: WebSockets and others.
 
+use std::sync::Arc;
+
 use axum::body::Body;
 use http::header::{CONNECTION, HeaderValue, UPGRADE};
 use http::request::Parts;
@@ -10,10 +12,10 @@ use relay_engine::{Engine, pump};
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 
-use super::own;
+use super::forward::Visit;
 use super::pool::Answered;
+use super::{own, right};
 use crate::api::websocket::has_token;
-use crate::state::Shared;
 
 /// Buffer of a direction whose bytes have to be encrypted or decrypted.
 const BUFFER: usize = 8 << 10;
@@ -40,10 +42,12 @@ pub(super) fn wanted(parts: &mut Parts) -> Option<Upgrade> {
 
 impl Upgrade {
     /// Joins the two connections once both are given up by HTTP; gives the answer to the browser.
-    pub(super) fn join(self, state: &Shared, answer: &mut Response<Answered>) -> Response<Body> {
+    pub(super) fn join(self, visit: &Visit<'_>, answer: &mut Response<Answered>) -> Response<Body> {
         let app = hyper::upgrade::on(&mut *answer);
         let protocol = answer.headers().get(UPGRADE).cloned();
-        let state = state.clone();
+        let state = Arc::clone(visit.state);
+        let (asked, grant) = (visit.asked.clone(), visit.right.grant.clone());
+        let epoch = visit.right.epoch;
         tokio::spawn(async move {
             let (browser, app) = match tokio::try_join!(self.browser, app) {
                 Ok(both) => both,
@@ -52,6 +56,9 @@ impl Upgrade {
             tokio::select! {
                 () = carry(browser, app) => {}
                 () = state.stopped() => {}
+                () = right::withdrawn(&state, &asked, &grant, epoch) => {
+                    tracing::debug!("an upgraded connection lost its right");
+                }
             }
         });
         let mut headers = std::mem::take(answer.headers_mut());

@@ -304,6 +304,19 @@ impl Store {
         if id.len() != 10 || secret.len() != 22 {
             return Ok(None);
         }
+        let found = self.key(id).await?;
+        Ok(found
+            .filter(|(_, hash)| secrets::equal(hash, &secrets::token_hash(secret)))
+            .map(|(session, _)| session))
+    }
+
+    /// The session of a key's id, for whoever knew the secret before.
+    pub(crate) async fn session_by_id(&self, id: &str) -> Result<Option<Session>> {
+        Ok(self.key(id).await?.map(|(session, _)| session))
+    }
+
+    /// A key that has not expired, with the hash of its secret.
+    async fn key(&self, id: &str) -> Result<Option<(Session, String)>> {
         let statement = format!(
             "SELECT {USER_COLUMNS}, api_keys.secret_hash, api_keys.expires_at, api_keys.scope, \
              api_keys.session_id FROM api_keys JOIN users ON users.id = api_keys.user_id \
@@ -315,18 +328,15 @@ impl Store {
             .fetch_optional(&self.pool)
             .await?;
         let Some(row) = row else { return Ok(None) };
-        let hash: String = row.try_get("secret_hash")?;
-        if !secrets::equal(&hash, &secrets::token_hash(secret)) {
-            return Ok(None);
-        }
         let origin: Option<String> = row.try_get("session_id")?;
-        Ok(Some(Session {
+        let session = Session {
             id: id.to_owned(),
             origin: origin.unwrap_or_else(|| id.to_owned()),
             scope: Scope::parse(row.try_get("scope")?)?,
             expires_at: time(&row, "expires_at")?,
             user: user(&row)?,
-        }))
+        };
+        Ok(Some((session, row.try_get("secret_hash")?)))
     }
 
     /// Makes a session token worthless, and the app keys that came from it.

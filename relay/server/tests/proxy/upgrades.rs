@@ -3,7 +3,7 @@
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use crate::support::{APPS, Site, port_host, serve, soon};
+use crate::support::{APPS, DASHBOARD, Site, port_host, request, serve, soon};
 
 /// An app that takes any upgrade, says so in its own spelling, and echoes.
 async fn echo() -> u16 {
@@ -118,4 +118,25 @@ async fn a_server_that_stops_ends_what_was_upgraded() {
     soon(server.shutdown()).await;
     let mut rest = Vec::new();
     let _ = soon(stream.read_to_end(&mut rest)).await;
+}
+
+#[tokio::test]
+async fn a_connection_ends_with_the_session_that_opened_it() {
+    let site = Site::start().await;
+    let port = echo().await;
+    let (mut stream, _) = open(&site, port, "").await;
+    // Somebody else's change is none of its business.
+    let bob = [("coder-session-token", site.bob.as_str())];
+    let logout =
+        |session: &[(&str, &str)]| request("POST", DASHBOARD, "/api/v2/users/logout", session);
+    assert_eq!(site.send(logout(&bob)).await.status, 200);
+    stream.write_all(b"still").await.unwrap();
+    let mut seen = [0; 15];
+    soon(stream.read_exact(&mut seen)).await.unwrap();
+    assert_eq!(&seen, b"earlyaheadstill");
+    let alice = [("coder-session-token", site.alice.as_str())];
+    assert_eq!(site.send(logout(&alice)).await.status, 200);
+    let mut rest = Vec::new();
+    let _ = soon(stream.read_to_end(&mut rest)).await;
+    assert!(rest.is_empty());
 }
