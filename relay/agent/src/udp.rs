@@ -239,6 +239,7 @@ fn open(port: u16, first: &[u8]) -> io::Result<UdpSocket> {
 fn open_at(app: SocketAddr, first: &[u8]) -> io::Result<UdpSocket> {
     let socket = std::net::UdpSocket::bind(SocketAddr::new(app.ip(), 0))?;
     socket.set_nonblocking(true)?;
+    relay_engine::deepen(&socket);
     socket.connect(app)?;
     if socket.local_addr()? == app {
         return Err(io::ErrorKind::ConnectionRefused.into());

@@ -15,7 +15,7 @@ use std::fmt;
 use std::str::FromStr;
 
 pub use end::{End, abort, peek};
-pub use listen::{connect, listen, listen_udp};
+pub use listen::{connect, deepen, listen, listen_udp};
 pub use pump::{Ending, Side, Summary, pump};
 
 /// How bytes get from one socket to the other.

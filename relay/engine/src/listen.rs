@@ -2,13 +2,17 @@
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::os::fd::AsFd;
 
 use rustix::io::Errno;
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
 
 /// The kernel cuts it to `net.core.somaxconn`.
 const BACKLOG: i32 = 4096;
+/// Bytes of datagrams that may wait; the kernel cuts it to `net.core.rmem_max`, and uses none of
+/// it while nothing waits.
+const DATAGRAMS: usize = 4 << 20;
 
 /// Listens for TCP connections. `[::]` takes IPv4 as well, any other IPv6 address does not.
 pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
@@ -55,8 +59,15 @@ fn is_under_way(error: &io::Error) -> bool {
 /// Binds a UDP socket, by the same rules.
 pub fn listen_udp(address: SocketAddr) -> io::Result<UdpSocket> {
     let socket = open(address, Type::DGRAM, Protocol::UDP)?;
+    deepen(&socket);
     socket.bind(&address.into())?;
     UdpSocket::from_std(socket.into())
+}
+
+/// Lets a UDP socket hold the datagrams of some milliseconds, as far as the machine allows: the
+/// default is less than one at a hundred thousand a second, and what does not fit is lost.
+pub fn deepen(socket: &impl AsFd) {
+    let _ = SockRef::from(socket).set_recv_buffer_size(DATAGRAMS);
 }
 
 fn open(address: SocketAddr, kind: Type, protocol: Protocol) -> io::Result<Socket> {
