@@ -255,7 +255,7 @@ impl Cluster {
     }
 }
 
-fn start_server(host: &Host, home: &Path, options: &Options) -> Process {
+pub(crate) fn start_server(host: &Host, home: &Path, options: &Options) -> Process {
     let mut command = clean(Command::new(relay_binary()), home);
     let address = format!("{}:{HTTP}", host.ipv4);
     command
@@ -274,7 +274,7 @@ fn start_server(host: &Host, home: &Path, options: &Options) -> Process {
     server
 }
 
-fn finish(name: &str, host: &Host, command: Command) -> Finished {
+pub(crate) fn finish(name: &str, host: &Host, command: Command) -> Finished {
     let mut process = Process::start(name, Some(host), command);
     let status = process.wait(PATIENCE + Duration::from_secs(30));
     Finished {

@@ -6,6 +6,7 @@
 //! * [`process`]: programs in a host, their output line by line, their memory;
 //! * [`apps`]: what a workspace serves, and the clients that check every byte;
 //! * [`cluster`]: server, agent and forward put together;
+//! * [`web`] and [`site`]: web apps, and the deployment that a browser opens them through;
 //! * [`mod@needs`]: what a test needs of the machine, and how it is skipped.
 
 pub mod apps;
@@ -14,7 +15,9 @@ pub mod needs;
 pub mod net;
 pub mod process;
 pub mod rootless;
+pub mod site;
 pub mod vectors;
+pub mod web;
 
 use std::time::{Duration, Instant};
 

@@ -9,6 +9,8 @@ use crate::run;
 
 /// Program, and the Debian package it comes from.
 const TOOLS: &[(&str, &str)] = &[
+    ("chromedriver", "chromium-driver"),
+    ("chromium", "chromium"),
     ("haproxy", "haproxy"),
     ("ip", "iproute2"),
     ("iperf3", "iperf3"),

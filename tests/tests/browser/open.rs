@@ -1,0 +1,142 @@
+//! Signing in, and opening ports and apps.
+
+use relay_lab::site::Site;
+use relay_lab::web::WebApp;
+use serde_json::json;
+
+use crate::support::{browse, needs_browser};
+
+#[test]
+fn a_person_signs_in_opens_a_port_and_talks_over_a_websocket() {
+    needs_browser!();
+    let site = Site::start();
+    let app = WebApp::start(&site.machine, 8001, "alice's first");
+    browse("open", &site, &[], async |browsers| {
+        let alice = browsers.open("alice").await;
+
+        // The way to the app leads over the login page, and back to where one wanted to go.
+        let page = site.app("8001", "alice", "/some/page?x=1");
+        alice.goto(&page).await;
+        alice.until_url("/login?").await;
+        alice.picture("login").await;
+        alice.fill("#email", "alice@example.com").await;
+        alice.fill("#password", "wrong-horse-7").await;
+        alice.click("form button.primary").await;
+        alice.until_text("[role=alert]", "wrong").await;
+        alice.picture("login-wrong").await;
+        assert!(app.seen().is_empty(), "the app saw somebody unknown");
+        alice.sign_in("alice").await;
+        alice.until_text("#name", "alice's first").await;
+        assert_eq!(alice.url().await, page);
+        assert_eq!(alice.text("#path").await, "/some/page");
+
+        // The app got nothing of what opens other apps.
+        let own = alice.fetch("/headers", json!({})).await;
+        let text = own["text"].as_str().expect("text");
+        assert!(
+            text.contains("8001--main--dev--alice.localhost:3000"),
+            "{own}"
+        );
+        assert!(!text.contains("coder_"), "{own}");
+
+        let socket = site.app("8001", "alice", "/ws").replace("http", "ws");
+        let texts = ["hello", "", "ümlaut", &"x".repeat(100_000)];
+        assert_eq!(alice.echo(&socket, &texts).await, json!(texts));
+    });
+}
+
+#[test]
+fn https_ports_and_apps_of_a_template_open_from_the_workspace_page() {
+    needs_browser!();
+    let site = Site::start();
+    let _secret = WebApp::start_tls(&site.machine, 8443, "alice's https");
+    let notes = WebApp::start(&site.machine, 8005, "alice's notes");
+    browse("apps", &site, &[], async |browsers| {
+        let alice = browsers.signed_in(&site, "alice").await;
+        alice.until_text("#ws-alice-dev", "Connected").await;
+        alice.picture("workspaces").await;
+
+        // The wrong protocol says so, and leads to the right one.
+        alice.goto(&site.app("8443", "alice", "/")).await;
+        alice.until_text("h1", "Bad gateway").await;
+        alice.picture("bad-gateway").await;
+        alice.click("main li a").await;
+        alice.until_text("#name", "alice's https").await;
+        assert_eq!(alice.url().await, site.app("8443s", "alice", "/"));
+        let socket = site.app("8443s", "alice", "/ws").replace("http", "ws");
+        assert_eq!(alice.echo(&socket, &["hello"]).await, json!(["hello"]));
+
+        // By its number, from the form.
+        alice.goto(&site.dashboard("/@alice/dev")).await;
+        alice.fill("#port-main", "8443").await;
+        alice.click("#ports-main form.any input[value=https]").await;
+        let tab = alice
+            .opens_tab("#ports-main form.any button[value=open]")
+            .await;
+        alice.until_text("#name", "alice's https").await;
+        alice.close_tab(tab).await;
+
+        // An app of the template: its health, its tile, its address and its query.
+        alice.until_text("#app-main-Notes", "Healthy").await;
+        alice.picture("workspace-apps").await;
+        let tab = alice.opens_tab("#app-main-Notes a").await;
+        alice.until_text("#name", "alice's notes").await;
+        assert_eq!(alice.text("#path").await, "/base/");
+        assert_eq!(
+            alice.url().await,
+            site.app("notes", "alice", "/?from=template")
+        );
+        alice.close_tab(tab).await;
+        let lines: Vec<String> = notes
+            .take_seen()
+            .into_iter()
+            .map(|seen| seen.line)
+            .collect();
+        let opened = "GET /base/?from=template HTTP/1.1";
+        assert!(lines.iter().any(|line| line == opened), "{lines:?}");
+
+        // Below the dashboard's own address.
+        alice
+            .goto(&site.dashboard("/@alice/dev/apps/files/below"))
+            .await;
+        alice.until_text("#path", "/below").await;
+
+        // The page is live: the app ends, and the tile tells.
+        alice.goto(&site.dashboard("/@alice/dev")).await;
+        alice.until_text("#app-main-Notes", "Healthy").await;
+        drop(notes);
+        alice.until_text("#app-main-Notes", "Unhealthy").await;
+        alice.goto(&site.app("notes", "alice", "/")).await;
+        alice.until_text("h1", "Bad gateway").await;
+        alice
+            .until_text("main", "Nothing listens on port 8005")
+            .await;
+    });
+}
+
+#[test]
+fn a_lost_agent_is_told_on_both_pages_and_comes_back() {
+    needs_browser!();
+    let mut site = Site::start();
+    let _app = WebApp::start(&site.machine, 8001, "alice's first");
+    browse("lost", &site, &[], async |browsers| {
+        let alice = browsers.signed_in(&site, "alice").await;
+        alice.goto(&site.app("8001", "alice", "/")).await;
+        alice.until_text("#name", "alice's first").await;
+        alice.goto(&site.dashboard("/@alice/dev")).await;
+        alice.until_text("#agent-main", "Connected").await;
+        site.alice.agent.signal(nix::sys::signal::Signal::SIGKILL);
+        alice.until_text("#agent-main", "Disconnected").await;
+        alice.picture("workspace-disconnected").await;
+        alice.goto(&site.app("8001", "alice", "/")).await;
+        alice.until_text("h1", "Application unavailable").await;
+        alice.until_text("main", "disconnected").await;
+        alice.picture("application-unavailable").await;
+    });
+    site.restart_agent();
+    browse("back", &site, &[], async |browsers| {
+        let alice = browsers.signed_in(&site, "alice").await;
+        alice.goto(&site.app("8001", "alice", "/")).await;
+        alice.until_text("#name", "alice's first").await;
+    });
+}
