@@ -6,6 +6,7 @@
 //! [`Report`]; [`report`] prints that as a table, JSON, or one HTML page. What is measured are real
 //! processes: the program under test is started by its command line, as a user would.
 
+mod dashboard;
 pub mod link;
 pub mod load;
 mod model;

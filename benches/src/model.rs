@@ -48,6 +48,7 @@ routes! {
     P2p, "p2p", Own, "`relay port-forward` over peer-to-peer WireGuard at the proven MTU";
     P2p1280, "p2p-1280", Own, "The same with the tunnel held at MTU 1280, as towards Coder peers";
     Relayed, "relayed", Own, "`relay port-forward` through the relay server (DERP)";
+    Dashboard, "dashboard", Own, "A browser's way: HTTP through the server's app proxy and its WireGuard tunnel";
     Ssh, "ssh", Yardstick, "OpenSSH's `ssh -L`";
     SshTunnel, "ssh-tunnel", Own, "OpenSSH's `ssh -L` to an sshd behind `relay port-forward`: encrypted twice";
     Onetun, "onetun", Peer, "onetun, to a WireGuard device of boringtun-cli or gotatun-cli";
@@ -89,11 +90,22 @@ impl Route {
         self.kind() == Kind::Own
     }
 
+    /// Whether it carries any bytes of a TCP connection; the dashboard carries HTTP only.
+    pub fn is_tcp(self) -> bool {
+        self != Self::Dashboard
+    }
+
     /// Whether the route can carry datagrams.
     pub fn carries_udp(self) -> bool {
         !matches!(
             self,
-            Self::Ssh | Self::SshTunnel | Self::Bore | Self::Dumbpipe | Self::Socat | Self::Haproxy
+            Self::Dashboard
+                | Self::Ssh
+                | Self::SshTunnel
+                | Self::Bore
+                | Self::Dumbpipe
+                | Self::Socat
+                | Self::Haproxy
         )
     }
 }
@@ -132,6 +144,8 @@ pub enum Unit {
     Percent,
     /// Mebibytes of anonymous and shared memory, shared pages counted once; less is better.
     Mebibytes,
+    /// Kibibytes of the same; less is better.
+    Kibibytes,
 }
 
 impl Unit {
@@ -145,6 +159,7 @@ impl Unit {
             Self::PerSecond => "/s",
             Self::Percent => "%",
             Self::Mebibytes => "MiB",
+            Self::Kibibytes => "KiB",
         }
     }
 
@@ -210,6 +225,18 @@ figures! {
     Memory1000, "memory-1000", Mebibytes, "Both ends with 1,000 open connections";
     MemoryBulk, "memory-bulk", Mebibytes, "Both ends 5 s after the asked amount of bulk";
     MemoryAfter, "memory-after", Mebibytes, "Both ends 5 s after all of it";
+    HttpRate1, "http-rate1", PerSecond, "HTTP requests for a page of 1 KiB on a kept connection; one client";
+    HttpRate16, "http-rate16", PerSecond, "HTTP requests for a page of 1 KiB on kept connections; sixteen clients";
+    HttpP50, "http-p50", Microseconds, "From an HTTP request to the end of its answer, median; one client";
+    HttpP99, "http-p99", Microseconds, "From an HTTP request to the end of its answer, 99th percentile; one client";
+    Http16P50, "http16-p50", Microseconds, "From an HTTP request to the end of its answer, median; sixteen clients";
+    Http16P99, "http16-p99", Microseconds, "From an HTTP request to the end of its answer, 99th percentile; sixteen clients";
+    HttpDown, "http-down", GigabitsPerSecond, "Downloads of 64 MiB over HTTP, one after the other";
+    HttpUp, "http-up", GigabitsPerSecond, "Uploads of 64 MiB over HTTP, one after the other";
+    HttpCpuDown, "http-cpu-down", CpuSecondsPerGib, "CPU of the processes between, downloads";
+    HttpCpuUp, "http-cpu-up", CpuSecondsPerGib, "CPU of the processes between, uploads";
+    HttpNoCookie, "http-no-cookie", Microseconds, "What a request without the app's cookie takes more than one with it, difference of medians";
+    HttpWebSocket, "http-websocket", Kibibytes, "Memory of the server or proxy for each of 1,000 open WebSockets";
 }
 
 impl fmt::Display for Figure {
@@ -258,6 +285,8 @@ pub struct Report {
     pub notes: Vec<String>,
     /// Sorted ping-pong times of each route, microseconds, at most 1,000 points.
     pub latencies: BTreeMap<String, Vec<f64>>,
+    /// The same for HTTP requests of one client.
+    pub http_latencies: BTreeMap<String, Vec<f64>>,
 }
 
 impl Report {

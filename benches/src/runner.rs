@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use crate::dashboard::{self, Measured, Step, Way};
 use crate::link::{Hosts, Link, Pair};
 use crate::load::{self, App, Direction};
 use crate::model::{Figure, Report, Route, Row};
@@ -136,11 +137,16 @@ pub fn run(plan: &Plan, progress: &mut dyn Progress) -> Result<Report, Error> {
         app,
         deployment: None,
         routes: Vec::new(),
+        ways: Vec::new(),
         samples: Samples::default(),
         missing: BTreeMap::new(),
     };
-    progress.steps(plan.routes.len() * (1 + endings.len() + plan.rounds * kinds.len()));
+    run.open_ways()?;
+    let routes = plan.routes.iter().filter(|route| route.is_tcp());
+    let ways = run.ways.len() * (1 + plan.rounds * Step::ROUND.len());
+    progress.steps(routes.count() * (1 + endings.len() + plan.rounds * kinds.len()) + ways);
     run.open_all(progress)?;
+    run.each_way(Step::Sockets, progress)?;
     for _ in 0..plan.rounds {
         for &kind in kinds {
             run.each_route(
@@ -149,6 +155,9 @@ pub fn run(plan: &Plan, progress: &mut dyn Progress) -> Result<Report, Error> {
                 progress,
                 |samples, route, app| samples.measure(kind, route, app, plan.length),
             )?;
+        }
+        for &step in Step::ROUND {
+            run.each_way(step, progress)?;
         }
     }
     for &ending in endings {
@@ -194,17 +203,37 @@ struct Run<'a> {
     app: App,
     deployment: Option<Deployment>,
     routes: Vec<OpenRoute>,
+    ways: Vec<Way>,
     samples: Samples,
     missing: BTreeMap<String, String>,
 }
 
 impl Run<'_> {
-    fn open_all(&mut self, progress: &mut dyn Progress) -> Result<(), Error> {
-        if self.plan.routes.iter().any(|route| route.is_own()) {
-            self.deployment = Some(Deployment::start(&self.plan.program, &self.hosts)?);
+    /// Starts relay's server if a route needs it, and opens the browser's way.
+    fn open_ways(&mut self) -> Result<(), Error> {
+        if !self.plan.routes.iter().any(|route| route.is_own()) {
+            return Ok(());
         }
+        let deployment = Deployment::start(&self.plan.program, &self.hosts)?;
+        let deployment = self.deployment.insert(deployment);
+        if !self.plan.routes.contains(&Route::Dashboard) {
+            return Ok(());
+        }
+        match dashboard::open(deployment, &self.hosts, &mut self.samples.notes) {
+            Ok(ways) => self.ways = ways,
+            Err(error) if self.plan.routes.len() == 1 => return Err(error),
+            Err(error) => {
+                let name = Route::Dashboard.name().to_owned();
+                self.missing.insert(name, error.to_string());
+            }
+        }
+        Ok(())
+    }
+
+    fn open_all(&mut self, progress: &mut dyn Progress) -> Result<(), Error> {
         let mut last = None;
-        for &route in &self.plan.routes {
+        let routes = self.plan.routes.iter().copied().filter(|r| r.is_tcp());
+        for route in routes {
             progress.step(&format!("{route}: starting"));
             match self.open(route) {
                 Ok(open) => self.routes.push(open),
@@ -219,7 +248,7 @@ impl Run<'_> {
             self.samples.starting(route);
         }
         match last {
-            Some(error) if self.routes.is_empty() => Err(error),
+            Some(error) if self.routes.is_empty() && self.ways.is_empty() => Err(error),
             _ => Ok(()),
         }
     }
@@ -266,6 +295,23 @@ impl Run<'_> {
         Ok(())
     }
 
+    /// Measures something over each of a browser's ways in turn.
+    fn each_way(&mut self, step: Step, progress: &mut dyn Progress) -> Result<(), Error> {
+        for way in std::mem::take(&mut self.ways) {
+            progress.step(&format!("{}: {}", way.route, step.name()));
+            match way.measure(step, self.plan.length) {
+                Ok(measured) => self.samples.add_measured(way.route, measured),
+                Err(error) if way.route.is_peer() => {
+                    self.samples.notes.push(error.to_string());
+                    continue;
+                }
+                Err(error) => return Err(error),
+            }
+            self.ways.push(way);
+        }
+        Ok(())
+    }
+
     /// Starts a peer anew that failed; what failed is told with the numbers.
     fn begin_again(&mut self, route: Route, note: String) {
         if !self.samples.notes.contains(&note) {
@@ -285,6 +331,7 @@ impl Run<'_> {
 struct Samples {
     numbers: BTreeMap<(Route, Figure), Vec<f64>>,
     latencies: BTreeMap<Route, Vec<f64>>,
+    http_latencies: BTreeMap<Route, Vec<f64>>,
     notes: Vec<String>,
 }
 
@@ -294,6 +341,18 @@ impl Samples {
             .entry((route.route, figure))
             .or_default()
             .push(number);
+    }
+
+    fn add_measured(&mut self, route: Route, measured: Measured) {
+        for (figure, number) in measured.numbers {
+            self.numbers
+                .entry((route, figure))
+                .or_default()
+                .push(number);
+        }
+        if let Some(times) = measured.times {
+            self.http_latencies.insert(route, thinned(times));
+        }
     }
 
     fn starting(&mut self, route: &OpenRoute) {
@@ -351,9 +410,7 @@ impl Samples {
                 self.add(route, figure, time);
             }
         }
-        let step = times.len().div_ceil(1000).max(1);
-        self.latencies
-            .insert(route.route, times.into_iter().step_by(step).collect());
+        self.latencies.insert(route.route, thinned(times));
         Ok(())
     }
 
@@ -445,13 +502,23 @@ impl Samples {
             rows,
             missing,
             notes: self.notes,
-            latencies: self
-                .latencies
-                .into_iter()
-                .map(|(route, times)| (route.name().to_owned(), times))
-                .collect(),
+            latencies: by_name(self.latencies),
+            http_latencies: by_name(self.http_latencies),
         }
     }
+}
+
+/// At most 1,000 of some sorted times.
+fn thinned(times: Vec<f64>) -> Vec<f64> {
+    let step = times.len().div_ceil(1000).max(1);
+    times.into_iter().step_by(step).collect()
+}
+
+fn by_name(latencies: BTreeMap<Route, Vec<f64>>) -> BTreeMap<String, Vec<f64>> {
+    let named = latencies.into_iter();
+    named
+        .map(|(route, times)| (route.name().to_owned(), times))
+        .collect()
 }
 
 /// Moves `gib` in turns of a second, up and down.

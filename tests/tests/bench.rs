@@ -121,3 +121,40 @@ fn ssh_through_the_tunnel_is_measured_and_a_missing_peer_is_named() {
     let missing = report["missing"]["dumbpipe"].as_str().unwrap_or_default();
     assert!(missing.contains("cargo install"), "{report}");
 }
+
+#[test]
+fn the_dashboard_is_measured_beside_the_app_itself_as_a_browser_reaches_it() {
+    needs!(Need::Namespaces);
+    let short = ["--rounds", "1", "--seconds", "0.1", "--memory-gib", "0"];
+    let finished = bench(&[&short[..], &["--route", "dashboard"]].concat());
+    finished.success();
+    let report = json(&finished);
+    let rows = report["rows"].as_array().expect("rows");
+    let figure = |route: &str, name: &str| {
+        let is = |row: &&serde_json::Value| row["figure"] == name && row["route"] == route;
+        let row = rows.iter().find(is);
+        let row = row.unwrap_or_else(|| panic!("no {name} of {route}\n{}", finished.stderr));
+        row["summary"]["median"].as_f64().expect("a number")
+    };
+    for name in [
+        "http-rate1",
+        "http-rate16",
+        "http-p50",
+        "http-p99",
+        "http-up",
+    ] {
+        assert!(figure("direct", name) > 0.0, "{name}");
+        assert!(figure("dashboard", name) > 0.0, "{name}");
+    }
+    for name in ["http-cpu-down", "http-cpu-up", "http-no-cookie"] {
+        say(format!("{name} {}", figure("dashboard", name)));
+    }
+    let socket = figure("dashboard", "http-websocket");
+    assert!(socket > 0.0 && socket < 1024.0, "{socket} KiB");
+    let raw =
+        |row: &serde_json::Value| row["figure"].as_str().is_some_and(|f| f.starts_with("tcp"));
+    assert!(
+        !rows.iter().any(raw),
+        "an HTTP route has no figures of plain TCP"
+    );
+}

@@ -71,6 +71,12 @@ impl Held {
     }
 }
 
+impl From<Vec<TcpStream>> for Held {
+    fn from(open: Vec<TcpStream>) -> Self {
+        Self(open)
+    }
+}
+
 /// Opens `count` connections, each having moved a byte.
 ///
 /// # Errors

@@ -27,7 +27,7 @@ pub(crate) enum Ask {
 }
 
 /// Longest wait for anything of one socket.
-const PATIENCE: Duration = Duration::from_secs(20);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Reads what has come. A process that was stopped and goes on is told "interrupted" by sockets that
 /// have a time-out.

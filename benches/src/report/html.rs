@@ -31,7 +31,7 @@ pub fn html(report: &Report) -> String {
         }
     );
     use Figure as F;
-    let sections: [(&str, &[Figure]); 6] = [
+    let sections: [(&str, &[Figure]); 11] = [
         (
             "Throughput",
             &[F::TcpUp1, F::TcpDown1, F::TcpUp8, F::TcpDown8],
@@ -50,18 +50,33 @@ pub fn html(report: &Report) -> String {
             "Memory",
             &[F::MemoryIdle, F::MemoryBulk, F::Memory1000, F::MemoryAfter],
         ),
+        ("HTTP requests", &[F::HttpRate1, F::HttpRate16]),
+        (
+            "Latency of HTTP requests",
+            &[F::HttpP50, F::HttpP99, F::Http16P50, F::Http16P99],
+        ),
+        ("HTTP downloads and uploads", &[F::HttpDown, F::HttpUp]),
+        ("CPU of these", &[F::HttpCpuDown, F::HttpCpuUp]),
+        ("Memory of a WebSocket", &[F::HttpWebSocket]),
     ];
     for (title, figures) in sections {
         section(&mut page, report, title, figures);
     }
-    let series: Vec<(&str, &[f64])> = report
-        .latencies
-        .iter()
-        .map(|(name, times)| (name.as_str(), times.as_slice()))
-        .collect();
-    let plot = distributions("µs", &series);
-    if !plot.is_empty() {
-        let _ = write!(page, "<h2>Latency distribution</h2>{plot}");
+    for (title, latencies) in [
+        ("Latency distribution", &report.latencies),
+        (
+            "Latency distribution of HTTP requests",
+            &report.http_latencies,
+        ),
+    ] {
+        let series: Vec<(&str, &[f64])> = latencies
+            .iter()
+            .map(|(name, times)| (name.as_str(), times.as_slice()))
+            .collect();
+        let plot = distributions("µs", &series);
+        if !plot.is_empty() {
+            let _ = write!(page, "<h2>{title}</h2>{plot}");
+        }
     }
     numbers(&mut page, report);
     let _ = write!(
@@ -155,6 +170,7 @@ mod tests {
             rows: vec![row(Route::Direct, 20.0), row(Route::Ssh, 3.5)],
             missing: BTreeMap::new(),
             latencies: BTreeMap::from([("ssh".into(), vec![10.0, 20.0, 40.0])]),
+            http_latencies: BTreeMap::new(),
         }
     }
 

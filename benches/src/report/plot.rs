@@ -10,9 +10,9 @@ pub(super) struct Group<'a> {
     pub(super) values: Vec<Option<f64>>,
 }
 
-const COLOURS: [&str; 14] = [
+const COLOURS: [&str; 15] = [
     "#7f8c9b", "#2f6fde", "#6fa8ff", "#d08b2c", "#b4495a", "#8a5bc7", "#2a9d8f", "#5fa845",
-    "#a3c65c", "#c77dbb", "#e07a5f", "#4d6a86", "#b08968", "#d9b23d",
+    "#a3c65c", "#c77dbb", "#e07a5f", "#4d6a86", "#b08968", "#d9b23d", "#3d8b8b",
 ];
 const WIDTH: f64 = 860.0;
 const HEIGHT: f64 = 300.0;

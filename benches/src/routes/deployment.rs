@@ -13,6 +13,10 @@ use crate::link::Hosts;
 use crate::processes::{Family, Process, run};
 use crate::{Error, Route};
 
+/// The one user's.
+const EMAIL: &str = "bench@example.com";
+const PASSWORD: &str = "correct horse battery staple";
+
 /// The control plane that relay's routes share.
 #[derive(Debug)]
 pub struct Deployment {
@@ -79,9 +83,9 @@ impl Deployment {
             server,
             folder,
         };
-        let create = ["user", "create", "bench", "--email", "bench@example.com"];
+        let create = ["user", "create", "bench", "--email", EMAIL];
         let create = [&create[..], &["--password-stdin"]].concat();
-        deployment.admin(&create, Some("correct horse battery staple\n"))?;
+        deployment.admin(&create, Some(&format!("{PASSWORD}\n")))?;
         deployment.token = deployment.admin(&["token", "create", "bench"], None)?;
         Ok(deployment)
     }
@@ -126,6 +130,32 @@ impl Deployment {
         })
     }
 
+    /// Creates a workspace and starts its agent, for what browsers open.
+    ///
+    /// # Errors
+    /// When one of the two fails.
+    pub(crate) fn web(&self, hosts: &Hosts) -> Result<Web<'_>, Error> {
+        let tunnel = Tunnel::of(Route::Dashboard);
+        let name = format!("bench/{}", tunnel.name);
+        let agent = self.start_agent(&tunnel, &name, hosts)?;
+        let (server, url) = (self.server.id(), self.url.as_str());
+        let address = url.trim_start_matches("http://").parse();
+        let address =
+            address.map_err(|_| Error::system(format!("{url} is no address"))(ended()))?;
+        Ok(Web {
+            account: Account {
+                url,
+                email: EMAIL,
+                password: PASSWORD,
+            },
+            server,
+            open: OpenRoute {
+                family: Family::of([agent.id(), server]),
+                ..OpenRoute::plain(tunnel.route, address, vec![agent])
+            },
+        })
+    }
+
     fn start_agent(&self, tunnel: &Tunnel, name: &str, hosts: &Hosts) -> Result<Process, Error> {
         let workspace = self.admin(&["workspace", "create", name, "-o", "json"], None)?;
         let mut command = Command::new(&self.program);
@@ -147,6 +177,35 @@ impl Deployment {
             .env("CODER_URL", &self.url)
             .env("CODER_SESSION_TOKEN", &self.token);
         command
+    }
+}
+
+/// What is needed to log in.
+pub(crate) struct Account<'a> {
+    /// The server, `http://address`.
+    pub(crate) url: &'a str,
+    pub(crate) email: &'a str,
+    pub(crate) password: &'a str,
+}
+
+/// The server and an agent, for browsers.
+pub(crate) struct Web<'a> {
+    /// The one user's.
+    pub(crate) account: Account<'a>,
+    /// The server's process.
+    pub(crate) server: u32,
+    /// The server's address, and the agent.
+    pub(crate) open: OpenRoute,
+}
+
+impl Web<'_> {
+    /// The `Host` of a port of the workspace, under the wildcard of a server on loopback.
+    pub(crate) fn host(&self, port: u16) -> String {
+        let server = self.open.local.port();
+        format!(
+            "{port}--main--{}--bench.localhost:{server}",
+            self.open.route
+        )
     }
 }
 

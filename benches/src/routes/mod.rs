@@ -12,7 +12,9 @@ use std::time::{Duration, Instant};
 
 use tempfile::{TempDir, TempPath};
 
+pub(crate) use deployment::Account;
 pub use deployment::{Deployment, Tunnel};
+pub(crate) use peers::haproxy_http;
 pub use peers::require_installed;
 
 use crate::link::{Host, Hosts};
@@ -20,7 +22,7 @@ use crate::load::App;
 use crate::processes::{Family, Process};
 use crate::{Error, Route};
 
-const READY: Duration = Duration::from_secs(20);
+pub(crate) const READY: Duration = Duration::from_secs(20);
 
 /// A route that is up; its programs end when it is dropped.
 #[derive(Debug)]

@@ -97,7 +97,7 @@ pub(super) fn open(route: Route, hosts: &Hosts, port: u16) -> Result<OpenRoute, 
         Route::Rathole => rathole(&program, port),
         Route::Bore => bore(&program, port),
         Route::Dumbpipe => dumbpipe(&program),
-        Route::Haproxy => haproxy(&program, port),
+        Route::Haproxy => haproxy(&program, "tcp", port),
         _ => socat(&program, port),
     }
 }
@@ -134,12 +134,18 @@ fn socat(program: &Path, port: u16) -> Result<OpenRoute, Error> {
     finish(Route::Socat, command, local, Vec::new())
 }
 
-fn haproxy(program: &Path, port: u16) -> Result<OpenRoute, Error> {
+/// haproxy as a plain HTTP proxy: it keeps connections to the app.
+pub(crate) fn haproxy_http(port: u16) -> Result<OpenRoute, Error> {
+    let program = require_installed(Route::Haproxy)?;
+    haproxy(&program, "http\n  http-reuse always", port)
+}
+
+fn haproxy(program: &Path, mode: &str, port: u16) -> Result<OpenRoute, Error> {
     let local = free_port(Ipv4Addr::LOCALHOST)?;
     let folder = folder()?;
     let file = folder.path().join("haproxy.cfg");
     let text = format!(
-        "global\n  maxconn 4000\ndefaults\n  mode tcp\n  timeout connect 5s\n  timeout client 10m\n  \
+        "global\n  maxconn 4000\ndefaults\n  mode {mode}\n  timeout connect 5s\n  timeout client 10m\n  \
          timeout server 10m\nlisten bench\n  bind {local}\n  server app 127.0.0.1:{port}\n"
     );
     write(&file, &text)?;

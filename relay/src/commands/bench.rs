@@ -17,8 +17,9 @@ use crate::output::{self, Format};
 
 const EXAMPLES: &str = "\
 Examples:
-  relay bench                                     everything, about five minutes
+  relay bench                                     everything, about seven minutes
   relay bench --route p2p --route ssh --rounds 1 --seconds 1
+  relay bench --route dashboard                   a browser's way to an HTTP app, beside haproxy
   relay bench --peers                             other forwarders too, those that are installed
   relay bench --soak                              50 GiB and six minutes, every byte checked
   relay bench --html bench.html --json bench.json";
@@ -27,8 +28,9 @@ Examples:
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Args {
-    /// Route to measure, may be repeated: direct, p2p, p2p-1280, relayed, ssh, ssh-tunnel (ssh
-    /// through relay: encrypted twice), or a peer's name [default: all but peers]
+    /// Route to measure, may be repeated: direct, p2p, p2p-1280, relayed, dashboard (HTTP through
+    /// the server's app proxy, beside haproxy as a plain HTTP proxy where that is installed), ssh,
+    /// ssh-tunnel (ssh through relay: encrypted twice), or a peer's name [default: all but peers]
     #[arg(long = "route", value_name = "ROUTE")]
     routes: Vec<String>,
     /// Add the other forwarders that are installed (onetun, boringtun, gotatun, rathole, bore,
