@@ -80,7 +80,7 @@ fn packet(to: &NodePrivate, bytes: &[u8]) -> Frame {
 }
 
 #[tokio::test]
-async fn packets_reach_the_client_of_their_key() {
+async fn packets_reach_the_client_of_their_key_in_order() {
     let relay = relay();
     let (alice, bob) = (key(), key());
     let mut a = Raw::join(&relay, &alice).await;
@@ -93,6 +93,16 @@ async fn packets_reach_the_client_of_their_key() {
         let expected = Frame::RecvPacket {
             source: alice.public(),
             packet: body.into(),
+        };
+        assert_eq!(b.next().await, Some(expected));
+    }
+    for number in 0..200 {
+        a.send(&packet(&bob, &[number; 1300])).await;
+    }
+    for number in 0..200 {
+        let expected = Frame::RecvPacket {
+            source: alice.public(),
+            packet: vec![number; 1300].into(),
         };
         assert_eq!(b.next().await, Some(expected));
     }
@@ -159,11 +169,12 @@ async fn disco_to_an_absent_key_is_answered_three_times() {
 }
 
 #[tokio::test]
-async fn a_slow_client_loses_packets_but_not_the_relay() {
+async fn a_client_that_does_not_read_loses_packets_and_slows_nobody() {
     let relay = relay();
-    let (alice, bob) = (key(), key());
+    let (alice, bob, carol) = (key(), key(), key());
     let mut a = Raw::join(&relay, &alice).await;
     let mut b = Raw::join(&relay, &bob).await;
+    let mut c = Raw::join(&relay, &carol).await;
     // So that it hears of the end.
     b.send(&packet(&alice, b"hello")).await;
     a.next().await.unwrap();
@@ -172,6 +183,12 @@ async fn a_slow_client_loses_packets_but_not_the_relay() {
     }
     a.send(&Frame::Ping([9; 8])).await;
     assert_eq!(a.next().await, Some(Frame::Pong([9; 8])));
+    a.send(&packet(&carol, b"alive")).await;
+    let expected = Frame::RecvPacket {
+        source: alice.public(),
+        packet: Bytes::from_static(b"alive"),
+    };
+    assert_eq!(c.next().await, Some(expected));
     // What fitted into the stream and the queue is all that is left for the reader.
     drop(a);
     let mut received = 0;

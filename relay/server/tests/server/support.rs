@@ -218,12 +218,6 @@ impl<S: AsyncRead + AsyncWrite + Unpin> RawRelay<S> {
     pub(crate) async fn next(&mut self) -> Frame {
         next(&mut self.io, &mut self.decoder).await
     }
-
-    /// Waits until the relay has read everything that was sent so far.
-    pub(crate) async fn sync(&mut self) {
-        self.send(&Frame::Ping([7; 8])).await;
-        assert_eq!(self.next().await, Frame::Pong([7; 8]));
-    }
 }
 
 async fn next<S: AsyncRead + Unpin>(io: &mut S, decoder: &mut Decoder) -> Frame {
