@@ -52,15 +52,7 @@ fn a_direct_stream_does_not_notice_that_the_server_is_away() {
     let mut cluster = Cluster::start(Options::default());
     let _app = App::start(&cluster.workspace, (Ipv4Addr::LOCALHOST, 8000));
     let _forward = cluster.forward(&["--tcp", "8080:8000"]);
-    let ticker = Ticker::start(cluster.client.local(8080).expect("connect"));
-    assert!(ticker.progress(100, PATIENCE));
-    ticker.take_longest();
-
-    cluster.server.kill();
-    std::thread::sleep(AWAY);
-    cluster.start_server_again();
-    assert!(ticker.progress(100, PATIENCE), "the stream stopped");
-    let stall = ticker.take_longest();
+    let stall = longest_echo_over_an_outage(&mut cluster);
     say(format_args!(
         "longest echo while the server was away: {stall:?}"
     ));
@@ -68,7 +60,6 @@ fn a_direct_stream_does_not_notice_that_the_server_is_away() {
         stall < AWAY,
         "a direct stream waited {stall:?} for the server"
     );
-    ticker.stop().expect("whole");
 
     let works = poll(PATIENCE, || {
         let stream = cluster.client.local(8080).ok()?;
@@ -87,20 +78,11 @@ fn a_relayed_stream_goes_on_when_the_server_is_back() {
     cluster.client.block_udp(&cluster.workspace);
     let _app = App::start(&cluster.workspace, (Ipv4Addr::LOCALHOST, 8000));
     let _forward = cluster.forward(&["--tcp", "8080:8000"]);
-    let ticker = Ticker::start(cluster.client.local(8080).expect("connect"));
-    assert!(ticker.progress(100, PATIENCE));
-    ticker.take_longest();
-
-    cluster.server.kill();
-    std::thread::sleep(AWAY);
-    cluster.start_server_again();
-    assert!(ticker.progress(100, PATIENCE), "the stream stopped");
-    let stall = ticker.take_longest();
+    let stall = longest_echo_over_an_outage(&mut cluster);
     say(format_args!(
         "server away for {AWAY:?}: a relayed stream waited {stall:?}"
     ));
     assert!(stall < Duration::from_secs(20), "waited {stall:?}");
-    ticker.stop().expect("whole");
 }
 
 #[test]
@@ -132,4 +114,18 @@ fn an_interrupt_ends_every_part_with_success() {
     assert!(status.success(), "{status}\n{}", cluster.agents[0].output());
     let status = cluster.server.interrupt();
     assert!(status.success(), "{status}\n{}", cluster.server.output());
+}
+
+/// The longest that a stream waits for an echo while the server goes away and comes back.
+fn longest_echo_over_an_outage(cluster: &mut Cluster) -> Duration {
+    let ticker = Ticker::start(cluster.client.local(8080).expect("connect"));
+    assert!(ticker.progress(100, PATIENCE));
+    ticker.take_longest();
+    cluster.server.kill();
+    std::thread::sleep(AWAY);
+    cluster.start_server_again();
+    assert!(ticker.progress(100, PATIENCE), "the stream stopped");
+    let stall = ticker.take_longest();
+    ticker.stop().expect("whole");
+    stall
 }
