@@ -23,12 +23,12 @@ use uuid::Uuid;
 pub use relay_wire::proto::agent::AppHealth;
 
 use crate::Error;
-use crate::client::{at, stopped};
 use crate::coordinate::{
     Backoff, PeerChange, changes, disconnect, next_node, ready_for_handshake, update_self,
 };
 use crate::http::{Access, Http};
 use crate::rpc::{Mux, RpcError};
+use crate::session::{Broken, End, at, lost, pause, relays, stopped};
 
 const OPEN_WITHIN: Duration = Duration::from_secs(15);
 const CALL_WITHIN: Duration = Duration::from_secs(15);
@@ -173,23 +173,6 @@ struct Run {
     stop: watch::Receiver<bool>,
 }
 
-enum End {
-    Stopped,
-    Lost(String),
-}
-
-#[derive(Debug)]
-enum Broken {
-    Rpc(RpcError),
-    Closed,
-}
-
-impl From<RpcError> for Broken {
-    fn from(error: RpcError) -> Self {
-        Self::Rpc(error)
-    }
-}
-
 impl Run {
     async fn run(mut self) {
         let mut backoff = Backoff::new();
@@ -203,13 +186,10 @@ impl Run {
             match opened {
                 Ok(Ok(mux)) => {
                     refused = false;
-                    match self.session(&mux, &mut backoff).await {
-                        Ok(End::Stopped) | Err(Broken::Closed) => return,
-                        Ok(End::Lost(reason)) => drop(self.tell(Event::Disconnected(reason)).await),
-                        Err(Broken::Rpc(error)) => {
-                            drop(self.tell(Event::Disconnected(error.to_string())).await);
-                        }
-                    }
+                    let Some(reason) = lost(self.session(&mux, &mut backoff).await) else {
+                        return;
+                    };
+                    drop(self.tell(Event::Disconnected(reason)).await);
                 }
                 Ok(Err(error)) if error.is_temporary() => {
                     tracing::debug!(%error, "control connection");
@@ -222,15 +202,13 @@ impl Run {
                 }
                 Err(_) => tracing::debug!("the control plane takes too long to answer"),
             }
-            let pause = if refused {
+            let wait = if refused {
                 REFUSED
             } else {
                 backoff.next(rand::random())
             };
-            tokio::select! {
-                () = tokio::time::sleep(pause) => {}
-                () = stopped(&mut stop) => return,
-                () = self.events.closed() => return,
+            if !pause(wait, &mut stop, &self.events).await {
+                return;
             }
         }
     }
@@ -274,15 +252,13 @@ impl Run {
     }
 
     fn identity(&self, manifest: Manifest) -> Option<Identity> {
-        let mut derp_map = manifest.derp_map.map(DerpMap::from).unwrap_or_default();
-        derp_map.rewrite_embedded(self.http.url());
-        derp_map.drop_empty_regions();
+        let told = manifest.derp_map.unwrap_or_default();
         Some(Identity {
             agent: parse_id(&manifest.agent_id)?,
             name: manifest.agent_name,
             workspace: manifest.workspace_name,
             owner: manifest.owner_username,
-            derp_map,
+            derp_map: relays(told, self.http.url()),
             disable_direct: manifest.disable_direct_connections,
             force_websockets: manifest.derp_force_websockets,
             apps: manifest.apps.into_iter().filter_map(checked).collect(),
@@ -318,12 +294,7 @@ impl Run {
                     None => return Ok(End::Lost("the server ended coordination".to_owned())),
                 },
                 map = maps.message::<tailnet::DerpMap>() => match map? {
-                    Some(map) => {
-                        let mut map = DerpMap::from(map);
-                        map.rewrite_embedded(self.http.url());
-                        map.drop_empty_regions();
-                        self.tell(Event::DerpMap(map)).await?;
-                    }
+                    Some(map) => self.tell(Event::DerpMap(relays(map, self.http.url()))).await?,
                     None => return Ok(End::Lost("the server ended the relay map".to_owned())),
                 },
                 Ok(()) = self.healths.changed() => {

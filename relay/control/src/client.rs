@@ -26,6 +26,7 @@ use crate::coordinate::{
 use crate::http::{Access, Http};
 use crate::rest::segment;
 use crate::rpc::{Mux, RpcError};
+use crate::session::{Broken, End, at, lost, pause, relays, stopped};
 
 /// How long a peer's readiness is waited for before it is used all the same.
 const READY_WITHIN: Duration = Duration::from_secs(5);
@@ -120,14 +121,6 @@ struct Run {
     known: HashMap<Uuid, PeerNode>,
 }
 
-/// How a session ended.
-enum End {
-    /// By wish.
-    Stopped,
-    /// Otherwise; it is tried again.
-    Lost(String),
-}
-
 impl Run {
     async fn run(mut self) {
         let mut backoff = Backoff::new();
@@ -140,13 +133,11 @@ impl Run {
                     if self.tell(Event::Connected).await.is_err() {
                         return;
                     }
-                    match self.session(&mux).await {
-                        Ok(End::Stopped) | Err(Closed) => return,
-                        Ok(End::Lost(reason)) => {
-                            if self.tell(Event::Disconnected(reason)).await.is_err() {
-                                return;
-                            }
-                        }
+                    let Some(reason) = lost(self.session(&mux).await) else {
+                        return;
+                    };
+                    if self.tell(Event::Disconnected(reason)).await.is_err() {
+                        return;
                     }
                 }
                 Ok(Err(error)) if is_resume_refusal(&error) && self.resume_token.is_some() => {
@@ -160,10 +151,9 @@ impl Run {
                 Ok(Err(error)) => tracing::debug!(%error, "control connection"),
                 Err(_) => tracing::debug!("the control plane takes too long to answer"),
             }
-            tokio::select! {
-                () = tokio::time::sleep(backoff.next(rand::random())) => {}
-                () = stopped(&mut self.stop) => return,
-                () = self.events.closed() => return,
+            let wait = backoff.next(rand::random());
+            if !pause(wait, &mut self.stop, &self.events).await {
+                return;
             }
         }
     }
@@ -179,15 +169,7 @@ impl Run {
         Ok(Mux::client(self.http.websocket(&path, None).await?))
     }
 
-    async fn session(&mut self, mux: &Mux) -> Result<End, Closed> {
-        match self.calls(mux).await {
-            Ok(end) => Ok(end),
-            Err(Broken::Rpc(error)) => Ok(End::Lost(error.to_string())),
-            Err(Broken::Closed) => Err(Closed),
-        }
-    }
-
-    async fn calls(&mut self, mux: &Mux) -> Result<End, Broken> {
+    async fn session(&mut self, mux: &Mux) -> Result<End, Broken> {
         let (mut sender, mut updates) = mux.bidirectional(tailnet::COORDINATE).await?;
         sender.send(&add_tunnel(self.agent)).await?;
         let request = StreamDerpMapsRequest {};
@@ -221,7 +203,7 @@ impl Run {
                     None => return Ok(End::Lost("the server ended coordination".to_owned())),
                 },
                 map = maps.message::<tailnet::DerpMap>() => match map? {
-                    Some(map) => self.handle_map(map).await?,
+                    Some(map) => self.tell(Event::DerpMap(relays(map, self.http.url()))).await?,
                     None => return Ok(End::Lost("the server ended the relay map".to_owned())),
                 },
                 () = at(ready_at) => self.release_overdue().await?,
@@ -289,18 +271,11 @@ impl Run {
 
     async fn hand_out(&mut self, id: Uuid, node: PeerNode) -> Result<(), Broken> {
         self.known.insert(id, node.clone());
-        self.tell(Event::Peer(id, node)).await.map_err(Broken::from)
+        self.tell(Event::Peer(id, node)).await
     }
 
-    async fn handle_map(&self, map: tailnet::DerpMap) -> Result<(), Broken> {
-        let mut map = DerpMap::from(map);
-        map.rewrite_embedded(self.http.url());
-        map.drop_empty_regions();
-        self.tell(Event::DerpMap(map)).await.map_err(Broken::from)
-    }
-
-    async fn tell(&self, event: Event) -> Result<(), Closed> {
-        self.events.send(event).await.map_err(|_| Closed)
+    async fn tell(&self, event: Event) -> Result<(), Broken> {
+        self.events.send(event).await.map_err(|_| Broken::Closed)
     }
 }
 
@@ -332,41 +307,6 @@ fn resume_tokens(mux: &Mux) -> impl Stream<Item = String> {
             }
         }
     })
-}
-
-/// Nobody listens any more.
-#[derive(Debug)]
-struct Closed;
-
-#[derive(Debug)]
-enum Broken {
-    Rpc(RpcError),
-    Closed,
-}
-
-impl From<RpcError> for Broken {
-    fn from(error: RpcError) -> Self {
-        Self::Rpc(error)
-    }
-}
-
-impl From<Closed> for Broken {
-    fn from(_: Closed) -> Self {
-        Self::Closed
-    }
-}
-
-pub(crate) async fn stopped(stop: &mut watch::Receiver<bool>) {
-    if stop.wait_for(|stop| *stop).await.is_err() {
-        std::future::pending::<()>().await;
-    }
-}
-
-pub(crate) async fn at(due: Option<Instant>) {
-    match due {
-        Some(due) => tokio::time::sleep_until(due).await,
-        None => std::future::pending().await,
-    }
 }
 
 fn is_resume_refusal(error: &Error) -> bool {

@@ -9,5 +9,6 @@ mod error;
 mod http;
 pub mod rest;
 pub mod rpc;
+mod session;
 
 pub use error::Error;
