@@ -91,12 +91,13 @@ impl Trust {
         if name != FORWARDED_FOR {
             return lines().next()?.trim().parse().ok();
         }
-        let hops: Vec<IpAddr> = lines()
-            .flat_map(|line| line.split(','))
+        let hops: Vec<&str> = lines().flat_map(|line| line.split(',')).collect();
+        // The last hop is the nearest proxy's word; what a client wrote stands further left.
+        let nearest: Vec<IpAddr> = (hops.iter().rev())
             .map_while(|hop| hop.trim().parse().ok())
             .collect();
-        let untrusted = hops.iter().rev().find(|hop| !self.trusts(**hop));
-        untrusted.or_else(|| hops.first()).copied()
+        let untrusted = nearest.iter().find(|hop| !self.trusts(**hop));
+        untrusted.or(nearest.last()).copied()
     }
 
     /// The host that the client asked for: a trusted peer may name it.
@@ -171,5 +172,18 @@ mod tests {
                 .contains("1.2.3.4".parse().unwrap())
         );
         assert!("10.0.0.0/33".parse::<Network>().is_err());
+    }
+
+    #[test]
+    fn what_a_client_writes_in_front_does_not_hide_what_the_proxy_says() {
+        let trust = Trust {
+            origins: vec!["10.0.0.0/8".parse().unwrap()],
+            headers: vec![FORWARDED_FOR],
+        };
+        let mut headers = HeaderMap::new();
+        let line = "nonsense, 1.2.3.4, 5.6.7.8, 10.0.0.2";
+        headers.insert(FORWARDED_FOR, line.parse().unwrap());
+        let peer = "10.0.0.1".parse().unwrap();
+        assert_eq!(trust.client(peer, &headers).to_string(), "5.6.7.8");
     }
 }
