@@ -1,18 +1,16 @@
 //! `relay agent`: the workspace's side.
 
 use std::path::PathBuf;
-use std::task::Poll;
 use std::time::Duration;
 
 use anyhow::Context;
 use relay_agent::Config;
-use relay_control::rest::Access;
 use relay_engine::{Engine, limits};
-use relay_tunnel::dial::TlsOptions;
 use relay_tunnel::endpoint::{BUSY_POLL, MAX_MTU, StackChoice};
 use relay_tunnel::stack::{NetHelper, Offloads};
 use url::Url;
 
+use super::{block_on, interrupted};
 use crate::cli::Global;
 
 const EXAMPLES: &str = "\
@@ -82,15 +80,7 @@ pub(crate) fn run(args: Args, global: &Global) -> anyhow::Result<()> {
     limits::raise_descriptor_limit();
     let config = Config {
         url,
-        access: Access {
-            token,
-            headers: global.headers()?,
-            tls: TlsOptions {
-                ca_file: global.client_tls_ca_file.clone(),
-                cert_file: global.client_tls_cert_file.clone(),
-                key_file: global.client_tls_key_file.clone(),
-            },
-        },
+        access: global.access(token)?,
         helper,
         direct: !global.disable_direct_connections,
         stack: args.stack,
@@ -99,11 +89,7 @@ pub(crate) fn run(args: Args, global: &Global) -> anyhow::Result<()> {
         busy_poll: Duration::from_micros(args.busy_poll),
         engine: args.engine,
     };
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()?;
-    runtime.block_on(relay_agent::run(config, interrupted()))?;
-    Ok(())
+    block_on(async { Ok(relay_agent::run(config, interrupted()?).await?) })
 }
 
 impl Args {
@@ -138,27 +124,6 @@ impl Args {
         );
         Ok(token.to_owned())
     }
-}
-
-/// Comes back when the user or the system wants the process to end.
-async fn interrupted() {
-    use tokio::signal::unix::{SignalKind, signal};
-    let kinds = [
-        SignalKind::interrupt(),
-        SignalKind::terminate(),
-        SignalKind::hangup(),
-    ];
-    let mut signals: Vec<_> = kinds
-        .into_iter()
-        .filter_map(|kind| signal(kind).ok())
-        .collect();
-    std::future::poll_fn(|context| {
-        let came = signals
-            .iter_mut()
-            .any(|signal| signal.poll_recv(context).is_ready());
-        if came { Poll::Ready(()) } else { Poll::Pending }
-    })
-    .await;
 }
 
 #[cfg(test)]

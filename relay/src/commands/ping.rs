@@ -5,11 +5,11 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 use relay_forward::event::{Path, Reporter};
 use relay_forward::{Options, Pong};
+use relay_tunnel::endpoint::{MAX_MTU, StackChoice};
 use relay_tunnel::stack::{NetHelper, Offloads};
 use relay_wire::names::WorkspaceName;
 use serde::Serialize;
 
-use super::port_forward::stack;
 use super::{block_on, interrupted};
 use crate::cli::Global;
 use crate::output::{self, Format};
@@ -28,7 +28,7 @@ pub(crate) struct Args {
     output: Format,
     /// TCP/IP stack inside the tunnel: auto, kernel or user
     #[arg(long, default_value = "auto", value_name = "STACK")]
-    stack: String,
+    stack: StackChoice,
 }
 
 /// The result of one ping, as JSON shows it.
@@ -60,7 +60,6 @@ fn milliseconds(time: Duration) -> f64 {
 
 /// Runs the command. An agent that never answered is an error.
 pub(crate) fn run(args: Args, global: &Global) -> Result<()> {
-    let stack = stack(&args.stack)?;
     ensure!(
         args.count != Some(0),
         "--count 0 measures nothing; give 1 or more"
@@ -74,8 +73,8 @@ pub(crate) fn run(args: Args, global: &Global) -> Result<()> {
         name,
         autostart: false,
         direct,
-        stack,
-        max_mtu: relay_tunnel::endpoint::MAX_MTU,
+        stack: args.stack,
+        max_mtu: MAX_MTU,
         offloads: Offloads::default(),
         busy_poll: Duration::ZERO,
     };

@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use clap::builder::BoolishValueParser;
 use relay_engine::Engine;
 use relay_forward::Options;
@@ -63,7 +63,7 @@ pub(crate) struct Args {
     output: Format,
     /// TCP/IP stack inside the tunnel: auto, kernel or user
     #[arg(long, default_value = "auto", value_name = "STACK")]
-    stack: String,
+    stack: StackChoice,
     /// Largest packet inside the tunnel, in bytes: 1280 as towards Coder's own, or more where a path
     /// is found to carry it
     #[arg(long, default_value_t = MAX_MTU, value_name = "BYTES")]
@@ -122,7 +122,6 @@ impl From<&Forward> for Planned {
 
 /// Runs the command.
 pub(crate) fn run(args: Args, global: &Global) -> Result<()> {
-    let stack = stack(&args.stack)?;
     let forwards = forwards(&args).context("parse port-forward specs")?;
     let name: WorkspaceName = args.workspace.parse()?;
     if args.dry_run {
@@ -137,7 +136,7 @@ pub(crate) fn run(args: Args, global: &Global) -> Result<()> {
         name,
         autostart: !args.disable_autostart,
         direct: !global.disable_direct_connections,
-        stack,
+        stack: args.stack,
         max_mtu: args.max_mtu,
         offloads: args.disable_offloads,
         busy_poll: Duration::from_micros(args.busy_poll),
@@ -166,15 +165,6 @@ fn forwards(args: &Args) -> Result<Vec<Forward>, SpecError> {
     let tcp = list("CODER_PORT_FORWARD_TCP", &args.tcp)?;
     let udp = list("CODER_PORT_FORWARD_UDP", &args.udp)?;
     parse_specs(&tcp, &udp)
-}
-
-pub(super) fn stack(name: &str) -> Result<StackChoice> {
-    match name {
-        "auto" => Ok(StackChoice::Auto),
-        "kernel" => Ok(StackChoice::Kernel),
-        "user" => bail!("--stack \"user\" is not built yet; use auto or kernel"),
-        _ => bail!("no stack is called \"{name}\"; use auto, kernel or user"),
-    }
 }
 
 fn show(forwards: &[Forward], format: Format) -> Result<()> {

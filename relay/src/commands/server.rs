@@ -5,7 +5,6 @@ mod apps;
 
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::{Path, PathBuf};
-use std::task::Poll;
 
 use anyhow::{Context, ensure};
 use clap::builder::BoolishValueParser;
@@ -14,6 +13,7 @@ use relay_server::{Config, Server, StunAddress, TlsFiles};
 use relay_tunnel::stack::NetHelper;
 use url::Url;
 
+use super::interrupted;
 use crate::cli::Global;
 use crate::output;
 
@@ -118,7 +118,7 @@ fn net_helper() -> Option<NetHelper> {
 
 async fn serve(config: Config) -> anyhow::Result<()> {
     let data_dir = config.data_dir.clone();
-    let mut interrupted = std::pin::pin!(interrupted());
+    let mut interrupted = std::pin::pin!(interrupted()?);
     let server = tokio::select! {
         server = Server::start(config) => server?,
         () = &mut interrupted => return Ok(()),
@@ -222,26 +222,6 @@ fn address(flag: &str, text: &str) -> anyhow::Result<SocketAddr> {
     let found = text.to_socket_addrs().ok().and_then(|mut all| all.next());
     found.with_context(|| {
         format!("{flag} \"{text}\" is not an address with a port, such as 127.0.0.1:3000")
-    })
-}
-
-/// Comes back when the user or the system wants the process to end.
-fn interrupted() -> impl Future<Output = ()> {
-    use tokio::signal::unix::{SignalKind, signal};
-    let kinds = [
-        SignalKind::interrupt(),
-        SignalKind::terminate(),
-        SignalKind::hangup(),
-    ];
-    let mut signals: Vec<_> = kinds
-        .into_iter()
-        .filter_map(|kind| signal(kind).ok())
-        .collect();
-    std::future::poll_fn(move |context| {
-        let came = signals
-            .iter_mut()
-            .any(|signal| signal.poll_recv(context).is_ready());
-        if came { Poll::Ready(()) } else { Poll::Pending }
     })
 }
 
