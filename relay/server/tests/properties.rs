@@ -19,7 +19,7 @@ const OWN: [&str; 3] = [
 ];
 
 fn pattern() -> Pattern {
-    "*--apps.example.com".parse().unwrap()
+    "*--apps.example.com".parse().expect("a good pattern")
 }
 
 fn host() -> impl Strategy<Value = String> {
