@@ -300,15 +300,16 @@ fn is_missing_value(error: &clap::Error) -> bool {
     }
 }
 
-/// clap's explanation without its paragraphs about usage.
+/// clap's explanation without its paragraphs about usage; each tip follows a semicolon.
 fn usage_line(error: &clap::Error) -> String {
-    let text = error.render().to_string();
+    let text = error.render().to_string().replace("\n  tip:", "\n\n  tip:");
     let paragraphs = text.split("\n\n");
     let kept: Vec<String> = paragraphs
         .filter(|part| !part.starts_with("Usage:") && !part.starts_with("For more information"))
-        .map(output::one_line)
+        .map(|part| output::one_line(part).trim_end_matches('.').to_owned())
+        .filter(|part| !part.is_empty())
         .collect();
-    format!("{} (see --help)", kept.join(" ").trim_end_matches('.'))
+    format!("{} (see --help)", kept.join("; "))
 }
 
 #[cfg(test)]
@@ -372,5 +373,26 @@ mod tests {
             let line = usage_line(&error);
             assert!(!line.contains('\n') && line.contains(expected), "{line}");
         }
+    }
+
+    #[test]
+    fn tips_are_set_apart_from_the_mistake_and_from_each_other() {
+        for (words, expected) in [
+            (
+                &["relay", "lis"][..],
+                "error: unrecognized subcommand 'lis'; tip: a similar subcommand exists: 'list' (see --help)",
+            ),
+            (
+                &["relay", "list", "--outputt", "json"][..],
+                "error: unexpected argument '--outputt' found; tip: a similar argument exists: '--output' (see --help)",
+            ),
+        ] {
+            let error = Cli::try_parse_from(words).err().expect("a mistake");
+            assert_eq!(usage_line(&error), expected);
+        }
+        let text = "a mistake.\n\n  tip: one\n  tip: two";
+        let error = Cli::command().error(ErrorKind::UnknownArgument, text);
+        let line = usage_line(&error);
+        assert_eq!(line, "error: a mistake; tip: one; tip: two (see --help)");
     }
 }
