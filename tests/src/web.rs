@@ -152,6 +152,7 @@ impl Shared {
 
     /// Keeps a connection, to end it with the app.
     fn hold(&self, stream: &TcpStream) {
+        let _ = stream.set_nodelay(true);
         if let Ok(stream) = stream.try_clone() {
             self.lock().connections.push(stream);
         }
@@ -231,13 +232,13 @@ impl Shared {
             _ => ("text/html; charset=utf-8", self.page(path)),
         };
         let length = body.len();
-        let head = format!(
+        let mut answer = format!(
             "HTTP/1.1 200 OK\r\nContent-Type: {kind}\r\nContent-Length: {length}\r\n{more}\r\n"
         );
-        out.write_all(head.as_bytes())?;
         if !request.line.starts_with("HEAD ") {
-            out.write_all(body.as_bytes())?;
+            answer.push_str(&body);
         }
+        out.write_all(answer.as_bytes())?;
         out.flush()
     }
 

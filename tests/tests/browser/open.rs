@@ -46,6 +46,23 @@ fn a_person_signs_in_opens_a_port_and_talks_over_a_websocket() {
 }
 
 #[test]
+fn one_login_is_enough_whatever_this_machine_is_called() {
+    needs_browser!();
+    let site = Site::start();
+    let _app = WebApp::start(&site.machine, 8001, "alice's first");
+    browse("localhost", &site, &[], async |browsers| {
+        let alice = browsers.open("alice").await;
+        alice.goto("http://localhost:3000/").await;
+        alice.sign_in("alice").await;
+        alice.until_url("/workspaces").await;
+        alice.goto(&site.app("8001", "alice", "/")).await;
+        alice.until_text("#name", "alice's first").await;
+        alice.goto("http://localhost:3000/@alice/dev").await;
+        alice.until_text("h1", "dev").await;
+    });
+}
+
+#[test]
 fn https_ports_and_apps_of_a_template_open_from_the_workspace_page() {
     needs_browser!();
     let site = Site::start();

@@ -22,7 +22,8 @@ use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{any, get};
 use axum::{Json, body::Body};
-use http::header::{ACCEPT, HeaderValue, RETRY_AFTER};
+use http::header::{ACCEPT, CACHE_CONTROL, CONTENT_SECURITY_POLICY, HeaderValue, RETRY_AFTER};
+use http::header::{X_CONTENT_TYPE_OPTIONS, X_FRAME_OPTIONS};
 use http::request::Parts;
 use http::{HeaderName, StatusCode};
 use relay_wire::rest::{BuildInfo, ErrorBody, SshConfig, Validation};
@@ -72,17 +73,28 @@ pub(crate) fn router(state: Shared) -> Router {
 }
 
 /// The answer to an address that is none: a page for people, JSON for programs.
-async fn no_route(request: Request) -> Response {
+async fn no_route(State(state): State<Shared>, request: Request) -> Response {
     let accepts = request.headers().get(ACCEPT);
     let accepts = accepts.and_then(|accepts| accepts.to_str().ok());
     let api = request.uri().path().starts_with("/api/");
     if !api && accepts.is_some_and(|accepts| accepts.contains("text/html")) {
-        return crate::web::not_found();
+        return crate::web::not_found(&state);
     }
     Refusal::not_found("Route not found.").into_response()
 }
 
-/// Bounds the time of a request and adds the version to its answer.
+/// What an answer of the API may be used for by a browser: to be read by the page that asked.
+const GUARDS: [(HeaderName, &str); 4] = [
+    (CACHE_CONTROL, "no-store"),
+    (
+        CONTENT_SECURITY_POLICY,
+        "default-src 'none'; frame-ancestors 'none'",
+    ),
+    (X_CONTENT_TYPE_OPTIONS, "nosniff"),
+    (X_FRAME_OPTIONS, "DENY"),
+];
+
+/// Bounds the time of a request; adds to its answer the version, and guards where it has none.
 async fn limits(request: Request, next: Next) -> Response {
     let answer = tokio::time::timeout(PATIENCE, next.run(request)).await;
     let mut answer = answer.unwrap_or_else(|_| {
@@ -91,6 +103,14 @@ async fn limits(request: Request, next: Next) -> Response {
     let name = HeaderName::from_static("x-coder-build-version");
     let version = HeaderValue::from_static(BUILD_VERSION);
     answer.headers_mut().insert(name, version);
+    if answer.status() != StatusCode::SWITCHING_PROTOCOLS {
+        for (name, value) in GUARDS {
+            let headers = answer.headers_mut();
+            headers
+                .entry(name)
+                .or_insert(HeaderValue::from_static(value));
+        }
+    }
     answer
 }
 

@@ -143,6 +143,12 @@ impl Visit<'_> {
             let message = "Pages of another user's applications may not open this connection.";
             return Some(page::json(StatusCode::FORBIDDEN, message));
         }
+        if !right.place.holds(self.asked.path(parts.uri.path())) {
+            let text = "This address leads out of the application's folder.";
+            return Some(
+                Page::new(StatusCode::BAD_REQUEST, "Invalid application URL", text).answer(),
+            );
+        }
         let query = right.place.query.as_ref()?;
         let root = self.asked.path(parts.uri.path()) == "/" && parts.uri.query().is_none();
         root.then(|| {

@@ -71,6 +71,21 @@ impl Place {
                 .map(str::to_owned),
         })
     }
+
+    /// Whether a path stays below the prefix, however a server may read it. Browsers resolve `..`
+    /// themselves, so that only a forged request has any.
+    pub(super) fn holds(&self, path: &str) -> bool {
+        if self.prefix.is_empty() || !path.contains(['.', '%']) {
+            return true;
+        }
+        let mut plain = path.to_ascii_lowercase();
+        for (coded, letter) in [("%2e", "."), ("%2f", "/"), ("%5c", "/")] {
+            plain = plain.replace(coded, letter);
+        }
+        let mut parts = plain.split(['/', '\\']);
+        // Some servers cut what follows a semicolon off.
+        !parts.any(|part| part.split(';').next() == Some(".."))
+    }
 }
 
 /// A right, and the cookie that saves the look-up next time.
@@ -382,6 +397,26 @@ mod tests {
         assert_eq!((bare.port, bare.prefix.as_str()), (3000, ""));
         for bad in ["", "vscode://x", "localhost:3000", "/path"] {
             assert_eq!(Place::parse(bad), None, "{bad}");
+        }
+    }
+    #[test]
+    fn nothing_leads_out_of_an_apps_folder() {
+        let folder = Place::parse("http://localhost/base").unwrap();
+        let all = Place::parse("http://localhost").unwrap();
+        for out in [
+            "/..",
+            "/../x",
+            "/a/%2E%2e/x",
+            "/a/..%2fx",
+            "/a\\..\\x",
+            "/..;p/x",
+            "/.%2e",
+        ] {
+            assert!(!folder.holds(out), "{out}");
+            assert!(all.holds(out), "{out}");
+        }
+        for within in ["/", "/a..b/...", "/a/.well-known/x", "/100%25/.", "/%2E"] {
+            assert!(folder.holds(within), "{within}");
         }
     }
 }

@@ -4,8 +4,8 @@ use askama::Template;
 use axum::Form;
 use axum::extract::{RawQuery, State};
 use axum::response::{IntoResponse, Response};
-use http::header::{HeaderValue, RETRY_AFTER, SET_COOKIE};
-use http::{HeaderMap, StatusCode};
+use http::header::{HOST, HeaderValue, RETRY_AFTER, SET_COOKIE};
+use http::{HeaderMap, HeaderName, StatusCode};
 use serde::Deserialize;
 use url::Url;
 
@@ -49,6 +49,9 @@ pub(super) async fn page(
     RawQuery(query): RawQuery,
 ) -> Result<Response, Trouble> {
     let query = query.unwrap_or_default();
+    if let Some(page) = known_as(&state.access_url, &headers, &query) {
+        return Ok(see_other(&page));
+    }
     let redirect = url::form_urlencoded::parse(query.as_bytes())
         .find(|(name, _)| name == "redirect")
         .map(|(_, value)| value.into_owned());
@@ -57,6 +60,24 @@ pub(super) async fn page(
         return Ok(see_other(&redirect));
     }
     show(&state, &headers, String::new(), redirect, "").await
+}
+
+/// This page under the name that the server goes by, for a browser that calls this machine by
+/// another one: cookies belong to a name, and apps send their visitors to the server's own.
+fn known_as(access_url: &Url, headers: &HeaderMap, query: &str) -> Option<String> {
+    const NAMES: [&str; 3] = ["localhost", "127.0.0.1", "[::1]"];
+    let text = |name| headers.get(name).and_then(|value| value.to_str().ok());
+    let browses = text(HeaderName::from_static("sec-fetch-mode")) == Some("navigate");
+    let called = Url::parse(&format!("{}://{}", access_url.scheme(), text(HOST)?)).ok()?;
+    let (called_name, name) = (called.host_str()?, access_url.host_str()?);
+    let same_server = called.port_or_known_default() == access_url.port_or_known_default();
+    let local = NAMES.contains(&called_name) && NAMES.contains(&name);
+    (browses && same_server && local && called_name != name).then(|| {
+        let mut page = access_url.clone();
+        page.set_path("/login");
+        page.set_query((!query.is_empty()).then_some(query));
+        page.into()
+    })
 }
 
 /// The form, with the cookie that its token follows from.
@@ -190,6 +211,30 @@ fn local(target: &str, access_url: &Url) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_browser_signs_in_under_the_name_that_the_server_goes_by() {
+        let access = Url::parse("http://127.0.0.1:3000/").unwrap();
+        let led = |host: &'static str, mode: &'static str| {
+            let mut headers = HeaderMap::new();
+            headers.insert(HOST, HeaderValue::from_static(host));
+            headers.insert("sec-fetch-mode", HeaderValue::from_static(mode));
+            known_as(&access, &headers, "redirect=%2Fx")
+        };
+        let own = "http://127.0.0.1:3000/login?redirect=%2Fx";
+        assert_eq!(led("localhost:3000", "navigate").as_deref(), Some(own));
+        for host in [
+            "127.0.0.1:3000",
+            // Through a tunnel of its own, or another machine.
+            "localhost:8080",
+            "relay.example.com:3000",
+            "evil.localhost:3000",
+            "",
+        ] {
+            assert_eq!(led(host, "navigate"), None, "{host}");
+        }
+        assert_eq!(led("localhost:3000", "cors"), None);
+    }
 
     #[test]
     fn after_signing_in_nobody_is_led_off_this_server() {

@@ -174,7 +174,7 @@ fn see_other(location: &str) -> Response {
     answer
 }
 
-/// Adds what keeps a page from being framed, sniffed, stored or fed with scripts.
+/// Adds to every page what [`add_guards`] adds, and puts a whole one in the place of a whole one.
 async fn secure(
     axum::extract::State(state): axum::extract::State<Shared>,
     request: Request,
@@ -182,8 +182,18 @@ async fn secure(
 ) -> Response {
     let part = request.headers().contains_key("hx-request");
     let mut answer = next.run(request).await;
-    let whole = answer.extensions().get::<Whole>().is_some();
-    let policy = policy(&state);
+    add_guards(&state, &mut answer);
+    if part && answer.extensions().get::<Whole>().is_some() {
+        let name = HeaderName::from_static("hx-retarget");
+        let value = HeaderValue::from_static("body");
+        answer.headers_mut().insert(name, value);
+    }
+    answer
+}
+
+/// Adds what keeps a page from being framed, sniffed, stored or fed with scripts.
+fn add_guards(state: &State, answer: &mut Response) {
+    let policy = policy(state);
     let headers = answer.headers_mut();
     let mut set = |name: HeaderName, value: &'static str| {
         headers.insert(name, HeaderValue::from_static(value));
@@ -196,9 +206,6 @@ async fn secure(
         HeaderName::from_static("cross-origin-opener-policy"),
         "same-origin",
     );
-    if part && whole {
-        set(HeaderName::from_static("hx-retarget"), "body");
-    }
     let stream = headers.get(CONTENT_TYPE) == Some(&HeaderValue::from_static(live::KIND));
     if !stream {
         headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
@@ -206,7 +213,6 @@ async fn secure(
     if let Ok(policy) = HeaderValue::from_str(&policy) {
         headers.insert(CONTENT_SECURITY_POLICY, policy);
     }
-    answer
 }
 
 /// The content security policy; after a form the browser may be sent on to an app.
@@ -224,7 +230,9 @@ fn policy(state: &State) -> String {
 }
 
 /// The page for an address that is none.
-pub(crate) fn not_found() -> Response {
+pub(crate) fn not_found(state: &State) -> Response {
     let text = "Nothing is at this address. Check it, or start from your workspaces.";
-    Trouble::new(StatusCode::NOT_FOUND, "Page not found", text).into_response()
+    let mut answer = Trouble::new(StatusCode::NOT_FOUND, "Page not found", text).into_response();
+    add_guards(state, &mut answer);
+    answer
 }

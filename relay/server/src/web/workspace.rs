@@ -37,7 +37,7 @@ pub(super) async fn page(
 ) -> Result<Response, Response> {
     use axum::response::IntoResponse;
     let Some(owner) = owner.strip_prefix('@').map(str::to_owned) else {
-        return Err(super::not_found());
+        return Err(super::not_found(&state));
     };
     let (mut parts, _) = request.into_parts();
     let visitor = <Visitor as axum::extract::FromRequestParts<Shared>>::from_request_parts(
