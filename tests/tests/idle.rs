@@ -27,7 +27,11 @@ const BOUND: u64 = 80 << 10;
 fn a_thousand_idle_clients_fit_in_little_memory() {
     needs!(Need::Namespaces);
     raise_own_descriptor_limit();
-    let mut cluster = Cluster::start(Options::default());
+    let mut cluster = Cluster::start(Options {
+        // All of them are one user's, and come at once.
+        server_flags: vec!["--api-rate-limit=0"],
+        ..Options::default()
+    });
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build();
