@@ -50,7 +50,8 @@ fn one_login_is_enough_whatever_this_machine_is_called() {
     needs_browser!();
     let site = Site::start();
     let _app = WebApp::start(&site.machine, 8001, "alice's first");
-    browse("localhost", &site, &[], async |browsers| {
+    let dark = ["--blink-settings=preferredColorScheme=0"];
+    browse("localhost", &site, &dark, async |browsers| {
         let alice = browsers.open("alice").await;
         alice.goto("http://localhost:3000/").await;
         alice.sign_in("alice").await;
@@ -59,6 +60,8 @@ fn one_login_is_enough_whatever_this_machine_is_called() {
         alice.until_text("#name", "alice's first").await;
         alice.goto("http://localhost:3000/@alice/dev").await;
         alice.until_text("h1", "dev").await;
+        alice.until_text("#port-main-8001", "8001").await;
+        alice.picture("workspace-dark").await;
     });
 }
 
@@ -96,6 +99,11 @@ fn https_ports_and_apps_of_a_template_open_from_the_workspace_page() {
         // An app of the template: its health, its tile, its address and its query.
         alice.until_text("#app-main-Notes", "Healthy").await;
         alice.picture("workspace-apps").await;
+        let wide = alice.client.get_window_size().await.expect("size");
+        alice.resize((390, 844)).await;
+        assert!(alice.fits().await, "the page is wider than a phone");
+        alice.picture("workspace-narrow").await;
+        alice.resize(wide).await;
         let tab = alice.opens_tab("#app-main-Notes a").await;
         alice.until_text("#name", "alice's notes").await;
         assert_eq!(alice.text("#path").await, "/base/");
@@ -142,6 +150,8 @@ fn a_lost_agent_is_told_on_both_pages_and_comes_back() {
         alice.until_text("#name", "alice's first").await;
         alice.goto(&site.dashboard("/@alice/dev")).await;
         alice.until_text("#agent-main", "Connected").await;
+        // The page is live once it shows the traffic that the app has just had.
+        alice.find("#port-main-8001 svg").await;
         site.alice.agent.signal(nix::sys::signal::Signal::SIGKILL);
         alice.until_text("#agent-main", "Disconnected").await;
         alice.picture("workspace-disconnected").await;

@@ -298,6 +298,19 @@ impl Browser {
         self.client.switch_to_window(back).await.expect("tab");
     }
 
+    /// Makes the window as wide and high as this.
+    pub(crate) async fn resize(&self, (width, height): (u64, u64)) {
+        let [width, height] = [width, height].map(|side| u32::try_from(side).expect("a size"));
+        let done = self.client.set_window_size(width, height).await;
+        done.expect("resize");
+    }
+
+    /// Whether nothing of the page is beside the window.
+    pub(crate) async fn fits(&self) -> bool {
+        const SCRIPT: &str = "return document.documentElement.scrollWidth <= innerWidth";
+        self.client.execute(SCRIPT, vec![]).await.expect("width") == json!(true)
+    }
+
     /// Keeps a picture of the page.
     pub(crate) async fn picture(&self, name: &str) {
         let png = self.client.screenshot().await.expect("screenshot");
@@ -309,7 +322,10 @@ impl Browser {
     /// Keeps what there is to see of a test that failed.
     async fn tell(&self, name: &str) {
         let url = self.client.current_url().await;
-        say(format_args!("{} is at {url:?}", self.who));
+        const STATE: &str = "return [document.visibilityState, document.readyState, \
+             performance.getEntriesByType('resource').map((e) => [e.name, e.responseStatus])]";
+        let state = self.client.execute(STATE, vec![]).await;
+        say(format_args!("{} is at {url:?}: {state:?}", self.who));
         if let Ok(png) = self.client.screenshot().await {
             let _ = std::fs::create_dir_all(pictures());
             let file = format!("failed-{name}-{}.png", self.who);
