@@ -62,11 +62,12 @@ impl BusyPoll {
 
     /// A turn moved this much.
     pub(super) fn worked(&mut self, moved: Moved, now: Instant) {
-        if self.until.take().is_some() {
-            self.credit = PATIENCE;
-        }
+        // A timer or a command is no answer, and ends no wait for one.
         if self.window.is_zero() || moved.packets == 0 {
             return;
+        }
+        if self.until.take().is_some() {
+            self.credit = PATIENCE;
         }
         if moved.bytes > SMALL.bytes {
             self.bulk_at = Some(now);
@@ -157,6 +158,21 @@ mod tests {
             poll.worked(MESSAGE, now);
             assert!(poll.until().is_some());
         }
+    }
+
+    #[test]
+    fn a_turn_without_packets_is_no_answer() {
+        let (now, mut poll) = (Instant::now(), BusyPoll::new(WINDOW));
+        poll.worked(MESSAGE, now);
+        poll.worked(Moved::default(), now + WINDOW / 2);
+        assert_eq!(poll.until(), Some(now + WINDOW));
+        for _ in 0..PATIENCE {
+            poll.worked(MESSAGE, now);
+            poll.worked(Moved::default(), now);
+            poll.gave_up();
+        }
+        poll.worked(MESSAGE, now);
+        assert_eq!(poll.until(), None, "timers did not make it worth while");
     }
 
     #[test]

@@ -220,20 +220,16 @@ impl Driver {
                 () = &mut sleep => Wake::Timer,
                 () = look_again(self.busy_poll.until()), if self.busy_poll.until().is_some() => Wake::Silence,
             };
-            if matches!(wake, Wake::Silence) {
-                self.busy_poll.gave_up();
-                continue;
-            }
             let now = Instant::now();
             match wake {
                 Wake::Commands(0) => break,
                 Wake::Injected(injection) => self.inject(injection),
                 Wake::Timer => self.handle_timers(now),
-                Wake::Packets
-                | Wake::Relayed
-                | Wake::Datagrams
-                | Wake::Commands(_)
-                | Wake::Silence => {}
+                Wake::Silence => {
+                    self.busy_poll.gave_up();
+                    continue;
+                }
+                Wake::Packets | Wake::Relayed | Wake::Datagrams | Wake::Commands(_) => {}
             }
             for command in commands.drain(..) {
                 self.handle_command(command, now);
