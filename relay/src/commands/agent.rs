@@ -1,15 +1,14 @@
 //! `relay agent`: the workspace's side.
 
 use std::path::PathBuf;
-use std::time::Duration;
 
 use anyhow::Context;
 use relay_agent::Config;
-use relay_engine::{Engine, limits};
-use relay_tunnel::endpoint::{BUSY_POLL, MAX_MTU, StackChoice};
-use relay_tunnel::stack::{NetHelper, Offloads};
+use relay_engine::limits;
+use relay_tunnel::stack::NetHelper;
 use url::Url;
 
+use super::tunnel::TunnelArgs;
 use super::{block_on, interrupted};
 use crate::cli::Global;
 
@@ -38,37 +37,8 @@ pub(crate) struct Args {
     #[arg(long, env = "CODER_AGENT_TOKEN_FILE", value_name = "FILE")]
     #[arg(hide_env_values = true)]
     token_file: Option<PathBuf>,
-    /// TCP/IP stack of the tunnel: auto, kernel or user
-    #[arg(long, default_value = "auto", value_name = "STACK")]
-    stack: StackChoice,
-    /// Largest packet inside the tunnel, in bytes: 1280 as towards Coder's own, or more where a path
-    /// is found to carry it
-    #[arg(long, default_value_t = MAX_MTU, value_name = "BYTES")]
-    #[arg(value_parser = clap::value_parser!(u16).range(1280..=i64::from(MAX_MTU)))]
-    max_mtu: u16,
-    /// How long to look for an answer to a small message before sleeping, in microseconds: spares
-    /// small messages the time of being woken; 0 turns it off
-    #[arg(
-        long,
-        env = "RELAY_BUSY_POLL",
-        hide_env_values = true,
-        value_name = "MICROSECONDS"
-    )]
-    #[arg(default_value_t = BUSY_POLL, value_parser = clap::value_parser!(u64).range(..=1000))]
-    busy_poll: u64,
-    /// Segmentation offloads to leave unused: tun-tcp, tun-udp, udp-send, udp-receive, or all; for
-    /// kernels and cards that corrupt them
-    #[arg(
-        long,
-        env = "RELAY_DISABLE_OFFLOADS",
-        hide_env_values = true,
-        value_name = "LIST"
-    )]
-    #[arg(default_value = "", hide_default_value = true, value_parser = Offloads::without)]
-    disable_offloads: Offloads,
-    /// How bytes are moved between sockets: auto, copy, splice, io-uring or sockmap
-    #[arg(long, default_value = "auto", value_name = "ENGINE")]
-    engine: Engine,
+    #[command(flatten)]
+    tunnel: TunnelArgs,
 }
 
 /// Runs the command.
@@ -83,11 +53,11 @@ pub(crate) fn run(args: Args, global: &Global) -> anyhow::Result<()> {
         access: global.access(token)?,
         helper,
         direct: !global.disable_direct_connections,
-        stack: args.stack,
-        max_mtu: args.max_mtu,
-        offloads: args.disable_offloads,
-        busy_poll: Duration::from_micros(args.busy_poll),
-        engine: args.engine,
+        stack: args.tunnel.stack,
+        max_mtu: args.tunnel.max_mtu,
+        offloads: args.tunnel.disable_offloads,
+        busy_poll: args.tunnel.busy_poll(),
+        engine: args.tunnel.engine,
     };
     block_on(async { Ok(relay_agent::run(config, interrupted()?).await?) })
 }

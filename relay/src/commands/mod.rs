@@ -8,6 +8,7 @@ pub(crate) mod login;
 pub(crate) mod ping;
 pub(crate) mod port_forward;
 pub(crate) mod server;
+mod tunnel;
 
 use std::future::Future;
 use std::io;

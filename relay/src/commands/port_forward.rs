@@ -1,19 +1,17 @@
 //! `relay port-forward`: makes ports of a workspace appear on this machine.
 
 use std::net::IpAddr;
-use std::time::Duration;
 
 use anyhow::{Context, Result};
 use clap::builder::BoolishValueParser;
-use relay_engine::Engine;
 use relay_forward::Options;
 use relay_forward::event::Reporter;
-use relay_tunnel::endpoint::{BUSY_POLL, MAX_MTU, StackChoice};
-use relay_tunnel::stack::{NetHelper, Offloads};
+use relay_tunnel::stack::NetHelper;
 use relay_wire::names::WorkspaceName;
 use relay_wire::spec::{Forward, SpecError, parse_specs, read_list};
 use serde::Serialize;
 
+use super::tunnel::TunnelArgs;
 use super::{block_on, interrupted};
 use crate::cli::{Global, environment};
 use crate::output::{self, Format};
@@ -61,37 +59,8 @@ pub(crate) struct Args {
     /// How a dry run is printed
     #[arg(short, long, value_enum, default_value_t, value_name = "FORMAT")]
     output: Format,
-    /// TCP/IP stack inside the tunnel: auto, kernel or user
-    #[arg(long, default_value = "auto", value_name = "STACK")]
-    stack: StackChoice,
-    /// Largest packet inside the tunnel, in bytes: 1280 as towards Coder's own, or more where a path
-    /// is found to carry it
-    #[arg(long, default_value_t = MAX_MTU, value_name = "BYTES")]
-    #[arg(value_parser = clap::value_parser!(u16).range(1280..=i64::from(MAX_MTU)))]
-    max_mtu: u16,
-    /// How long to look for an answer to a small message before sleeping, in microseconds: spares
-    /// small messages the time of being woken; 0 turns it off
-    #[arg(
-        long,
-        env = "RELAY_BUSY_POLL",
-        hide_env_values = true,
-        value_name = "MICROSECONDS"
-    )]
-    #[arg(default_value_t = BUSY_POLL, value_parser = clap::value_parser!(u64).range(..=1000))]
-    busy_poll: u64,
-    /// Segmentation offloads to leave unused: tun-tcp, tun-udp, udp-send, udp-receive, or all; for
-    /// kernels and cards that corrupt them
-    #[arg(
-        long,
-        env = "RELAY_DISABLE_OFFLOADS",
-        hide_env_values = true,
-        value_name = "LIST"
-    )]
-    #[arg(default_value = "", hide_default_value = true, value_parser = Offloads::without)]
-    disable_offloads: Offloads,
-    /// How bytes are moved: auto, copy, splice, io-uring or sockmap
-    #[arg(long, default_value = "auto", value_name = "ENGINE")]
-    engine: Engine,
+    #[command(flatten)]
+    tunnel: TunnelArgs,
 }
 
 /// A forward as a dry run prints it.
@@ -136,10 +105,10 @@ pub(crate) fn run(args: Args, global: &Global) -> Result<()> {
         name,
         autostart: !args.disable_autostart,
         direct: !global.disable_direct_connections,
-        stack: args.stack,
-        max_mtu: args.max_mtu,
-        offloads: args.disable_offloads,
-        busy_poll: Duration::from_micros(args.busy_poll),
+        stack: args.tunnel.stack,
+        max_mtu: args.tunnel.max_mtu,
+        offloads: args.tunnel.disable_offloads,
+        busy_poll: args.tunnel.busy_poll(),
     };
     block_on(async {
         let signal = interrupted()?;
@@ -148,10 +117,15 @@ pub(crate) fn run(args: Args, global: &Global) -> Result<()> {
             output::notice("\nReceived signal, closing all listeners and active connections");
         };
         let report = Reporter::new(|event| output::notice(event));
-        Ok(
-            relay_forward::forward(options, &forwards, args.engine, helper, report, shutdown)
-                .await?,
+        Ok(relay_forward::forward(
+            options,
+            &forwards,
+            args.tunnel.engine,
+            helper,
+            report,
+            shutdown,
         )
+        .await?)
     })
 }
 

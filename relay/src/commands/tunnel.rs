@@ -1,0 +1,50 @@
+//! Flags of every command that holds an end of tunnels open.
+
+use std::time::Duration;
+
+use relay_engine::Engine;
+use relay_tunnel::endpoint::{BUSY_POLL, MAX_MTU, StackChoice};
+use relay_tunnel::stack::Offloads;
+
+/// How packets and bytes are moved.
+#[derive(clap::Args)]
+pub(super) struct TunnelArgs {
+    /// TCP/IP stack inside the tunnel: auto, kernel or user
+    #[arg(long, default_value = "auto", value_name = "STACK")]
+    pub(super) stack: StackChoice,
+    /// Largest packet inside the tunnel, in bytes: 1280 as towards Coder's own, or more where a path
+    /// is found to carry it
+    #[arg(long, default_value_t = MAX_MTU, value_name = "BYTES")]
+    #[arg(value_parser = clap::value_parser!(u16).range(1280..=i64::from(MAX_MTU)))]
+    pub(super) max_mtu: u16,
+    /// How long to look for an answer to a small message before sleeping, in microseconds: spares
+    /// small messages the time of being woken; 0 turns it off
+    #[arg(
+        long,
+        env = "RELAY_BUSY_POLL",
+        hide_env_values = true,
+        value_name = "MICROSECONDS"
+    )]
+    #[arg(default_value_t = BUSY_POLL, value_parser = clap::value_parser!(u64).range(..=1000))]
+    busy_poll: u64,
+    /// Segmentation offloads to leave unused: tun-tcp, tun-udp, udp-send, udp-receive, or all; for
+    /// kernels and cards that corrupt them
+    #[arg(
+        long,
+        env = "RELAY_DISABLE_OFFLOADS",
+        hide_env_values = true,
+        value_name = "LIST"
+    )]
+    #[arg(default_value = "", hide_default_value = true, value_parser = Offloads::without)]
+    pub(super) disable_offloads: Offloads,
+    /// How bytes are moved: auto, copy, splice, io-uring or sockmap
+    #[arg(long, default_value = "auto", value_name = "ENGINE")]
+    pub(super) engine: Engine,
+}
+
+impl TunnelArgs {
+    /// How long to look for an answer before sleeping.
+    pub(super) fn busy_poll(&self) -> Duration {
+        Duration::from_micros(self.busy_poll)
+    }
+}
