@@ -60,13 +60,44 @@
     const banner = document.getElementById("lost");
     if (banner) banner.hidden = !is;
   };
+
+  // The stream of a live page. The extension opens it again when it ends or fails, and closes it
+  // while the page is in the background; what it does not notice is noticed here: a stream that
+  // never came about, and one that fell silent, as after a sleep or a change of networks.
+  const live = document.querySelector("[hx-sse\\:connect]");
+  const SILENCE = 40_000;
+  let stream = null;
+  let heard = 0;
   document.addEventListener("htmx:sse:error", (event) => {
     lost(true);
     // The session or the workspace has ended: the page itself says so.
     if ([401, 403, 404].includes(event.detail?.status)) location.reload();
   });
-  document.addEventListener("htmx:sse:after:connection", () => lost(false));
-  document.addEventListener("htmx:sse:after:message", () => { lost(false); show(); });
+  document.addEventListener("htmx:response:error", (event) => {
+    if (event.target === live && [401, 403, 404].includes(event.detail?.ctx?.response?.status)) location.reload();
+  });
+  document.addEventListener("htmx:sse:after:connection", (event) => {
+    stream = event.detail.connection;
+    heard = Date.now();
+    lost(false);
+  });
+  document.addEventListener("htmx:sse:after:message", () => { heard = Date.now(); lost(false); show(); });
+  document.addEventListener("htmx:sse:close", () => { stream = null; });
   document.addEventListener("htmx:after:swap", show);
+  const watch = () => {
+    if (document.hidden || !live) return;
+    if (!stream) {
+      lost(true);
+      htmx.trigger(live, "again");
+    } else if (stream.reader && Date.now() - heard > SILENCE) {
+      stream.reader.cancel();
+    }
+  };
+  if (live) {
+    setInterval(watch, 3_000);
+    document.addEventListener("visibilitychange", () => { heard = Date.now(); });
+    // A page that comes back out of the browser's memory shows what once was.
+    window.addEventListener("pageshow", (event) => { if (event.persisted) location.reload(); });
+  }
   show();
 })();

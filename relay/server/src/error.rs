@@ -96,6 +96,16 @@ pub enum Error {
         /// Its agent's name.
         agent: String,
     },
+    /// A template that is to go is still needed.
+    #[error(
+        "template {template:?} is used by {workspaces}; delete those workspaces first, or keep the template"
+    )]
+    TemplateInUse {
+        /// The template.
+        template: String,
+        /// Its workspaces, as a list for people.
+        workspaces: String,
+    },
     /// A workspace was not named as `OWNER/NAME`.
     #[error("workspace {0:?} is not of the form OWNER/NAME, for example alice/dev")]
     WorkspaceName(String),

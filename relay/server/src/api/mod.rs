@@ -206,7 +206,7 @@ impl IntoResponse for Refusal {
 impl From<Error> for Refusal {
     fn from(error: Error) -> Self {
         let status = match &error {
-            Error::Exists { .. } => StatusCode::CONFLICT,
+            Error::Exists { .. } | Error::TemplateInUse { .. } => StatusCode::CONFLICT,
             Error::Missing { .. } => StatusCode::NOT_FOUND,
             Error::Name { .. }
             | Error::Email(_)

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use relay_wire::rest;
 use uuid::Uuid;
 
-use crate::apps::hostname::{AppHost, port_info};
+use crate::apps::hostname::AppHost;
 use crate::apps::ports::Share;
 use crate::state::Presence;
 use crate::store::{Agent, App, AppHealth, Build, Template, Transition, User, Workspace};
@@ -243,7 +243,9 @@ fn app(app: &App, health: AppHealth, names: &Names<'_>) -> rest::WorkspaceApp {
         icon: app.icon.clone(),
         subdomain: app.subdomain,
         subdomain_name: match app.subdomain {
-            true => host_label(app, names),
+            true => {
+                AppHost::of_app(&app.slug, &app.agent, names.workspace, names.owner).to_string()
+            }
             false => String::new(),
         },
         sharing_level: app.share.to_string(),
@@ -259,19 +261,4 @@ fn app(app: &App, health: AppHealth, names: &Names<'_>) -> rest::WorkspaceApp {
         open_in: app.open_in.as_str().to_owned(),
         statuses: Vec::new(),
     }
-}
-
-/// The first label of an app's host name. A slug that looks like a port needs its agent.
-fn host_label(app: &App, names: &Names<'_>) -> String {
-    let host = AppHost {
-        slug_or_port: app.slug.clone(),
-        agent: match port_info(&app.slug) {
-            Some(_) => app.agent.clone(),
-            None => String::new(),
-        },
-        workspace: names.workspace.to_owned(),
-        user: names.owner.to_owned(),
-        ..AppHost::default()
-    };
-    host.to_string()
 }

@@ -119,6 +119,20 @@ impl fmt::Display for AppHost {
 }
 
 impl AppHost {
+    /// The host of an app. A slug that looks like a port needs its agent.
+    pub fn of_app(slug: &str, agent: &str, workspace: &str, user: &str) -> Self {
+        Self {
+            prefix: String::new(),
+            slug_or_port: slug.to_owned(),
+            agent: match port_info(slug) {
+                Some(_) => agent.to_owned(),
+                None => String::new(),
+            },
+            workspace: workspace.to_owned(),
+            user: user.to_owned(),
+        }
+    }
+
     /// The port and protocol that the first part means, if it is a port.
     pub fn port(&self) -> Option<(u16, Protocol)> {
         port_info(&self.slug_or_port)

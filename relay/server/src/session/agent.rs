@@ -74,7 +74,7 @@ async fn manifest(state: &Shared, access: &AgentAccess) -> crate::Result<agent::
         agent_name: access.agent.name.clone(),
         workspace_name: access.workspace_name.clone(),
         vs_code_port_proxy_uri: port_template(state, access),
-        apps: apps.into_iter().map(app).collect(),
+        apps: apps.into_iter().map(|found| app(access, found)).collect(),
         ..Default::default()
     })
 }
@@ -93,7 +93,7 @@ fn port_template(state: &Shared, access: &AgentAccess) -> String {
     url.trim_end_matches('/').to_owned()
 }
 
-fn app((app, health): (App, AppHealth)) -> agent::WorkspaceApp {
+fn app(access: &AgentAccess, (app, health): (App, AppHealth)) -> agent::WorkspaceApp {
     use agent::workspace_app::{Healthcheck, SharingLevel};
     let sharing_level = match app.share {
         ShareLevel::Owner => SharingLevel::Owner,
@@ -106,6 +106,12 @@ fn app((app, health): (App, AppHealth)) -> agent::WorkspaceApp {
         interval: Some(Duration::from_secs(check.interval.into()).into()),
         threshold: i32::try_from(check.threshold).unwrap_or(i32::MAX),
     });
+    let (agent, workspace, owner) = (
+        &access.agent.name,
+        &access.workspace_name,
+        &access.owner_name,
+    );
+    let host = AppHost::of_app(&app.slug, agent, workspace, owner);
     agent::WorkspaceApp {
         id: id_bytes(app.id),
         url: app.url,
@@ -115,7 +121,10 @@ fn app((app, health): (App, AppHealth)) -> agent::WorkspaceApp {
         command: app.command,
         icon: app.icon,
         subdomain: app.subdomain,
-        subdomain_name: String::new(),
+        subdomain_name: match app.subdomain {
+            true => host.to_string(),
+            false => String::new(),
+        },
         sharing_level: sharing_level.into(),
         healthcheck,
         health: health.number(),

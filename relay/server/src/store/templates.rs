@@ -154,6 +154,52 @@ impl Store {
         transaction.commit().await?;
         Ok(())
     }
+
+    /// Deletes a template that no workspace uses.
+    pub async fn delete_template(&self, template: &Template) -> Result<()> {
+        let mut transaction = self.begin().await?;
+        let workspaces = users_of(&mut transaction, template.id).await?;
+        if !workspaces.is_empty() {
+            return Err(Error::TemplateInUse {
+                template: template.name.clone(),
+                workspaces,
+            });
+        }
+        sqlx::query("DELETE FROM templates WHERE id = $1")
+            .bind(template.id.to_string())
+            .execute(&mut *transaction)
+            .await?;
+        Self::bump(&mut transaction).await?;
+        transaction.commit().await?;
+        Ok(())
+    }
+}
+
+/// Workspaces that are named when a template cannot go.
+const NAMED: usize = 8;
+
+/// The workspaces of a template, as a list for people; empty when there are none.
+async fn users_of(
+    transaction: &mut sqlx::Transaction<'_, sqlx::Sqlite>,
+    template_id: Uuid,
+) -> Result<String> {
+    let rows = sqlx::query(
+        "SELECT users.username || '/' || workspaces.name FROM workspaces \
+         JOIN users ON users.id = workspaces.owner_id WHERE workspaces.template_id = $1 \
+         ORDER BY users.username, workspaces.name",
+    )
+    .bind(template_id.to_string())
+    .fetch_all(&mut **transaction)
+    .await?;
+    let mut names = Vec::new();
+    for row in rows.iter().take(NAMED) {
+        names.push(row.try_get::<String, _>(0)?);
+    }
+    let list = names.join(", ");
+    Ok(match rows.len().saturating_sub(NAMED) {
+        0 => list,
+        more => format!("{list} and {more} more"),
+    })
 }
 
 async fn lower_shares(
@@ -239,6 +285,31 @@ mod tests {
         assert_eq!(store.template(second.id).await.unwrap(), Some(second));
         assert_eq!(store.template_by_name("other").await.unwrap(), None);
         assert!(store.add_template("a b", &definition(&[])).await.is_err());
+    }
+
+    #[tokio::test]
+    async fn a_template_goes_only_when_no_workspace_uses_it() {
+        let store = Store::in_memory().await.unwrap();
+        let owner = alice(&store).await;
+        let template = store.add_template("web", &definition(&[])).await.unwrap();
+        let mut made = Vec::new();
+        for number in 0..10 {
+            let name = format!("w{number}");
+            let workspace = store.create_workspace_from(owner, &name, &template, &[]);
+            made.push(workspace.await.unwrap().id);
+        }
+        let error = store.delete_template(&template).await.unwrap_err();
+        let text = error.to_string();
+        assert!(text.contains("alice/w0, alice/w1, "), "{text}");
+        assert!(text.contains("alice/w7 and 2 more"), "{text}");
+        for id in made {
+            assert!(store.delete_template(&template).await.is_err());
+            store.delete_workspace(id).await.unwrap();
+        }
+        let before = store.revision().await.unwrap();
+        store.delete_template(&template).await.unwrap();
+        assert_ne!(store.revision().await.unwrap(), before);
+        assert_eq!(store.templates().await.unwrap(), []);
     }
 
     #[tokio::test]

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::convert::Infallible;
+use std::sync::Arc;
 use std::time::Duration;
 
 use askama::Template;
@@ -9,10 +10,11 @@ use axum::body::Body;
 use axum::extract::{Path, State};
 use axum::response::Response;
 use bytes::Bytes;
+use futures_util::future::BoxFuture;
 use futures_util::stream;
 use http::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderValue};
 use tokio::sync::watch;
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep_until};
 use uuid::Uuid;
 
 use super::view::{Listening, Live, listening};
@@ -29,6 +31,10 @@ const LIST: Duration = Duration::from_secs(5);
 const PING: Duration = Duration::from_secs(15);
 /// How long agents may take to tell their ports.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// How long the first look waits for them, so that a page does not lose what it shows already.
+const FIRST: Duration = Duration::from_millis(700);
+/// A sign of life: pages that hear none open the stream anew.
+const ALIVE: &[u8] = b"event: alive\ndata:\n\n";
 
 pub(super) async fn list(
     State(state): State<Shared>,
@@ -66,41 +72,42 @@ struct Watch {
     /// The workspace; none for the list of them.
     id: Option<Uuid>,
     ports: HashMap<Uuid, Listening>,
+    /// Agents are being asked. An agent that is lost answers late, and nothing else waits for it.
+    asking: Option<Asking>,
+    /// When to look again, or to ask.
+    again: Instant,
     /// What the browser shows.
     shown: String,
-    first: bool,
     told: Instant,
 }
 
+type Asking = BoxFuture<'static, HashMap<Uuid, Listening>>;
+
 impl Watch {
     fn new(state: Shared, visitor: Visitor, id: Option<Uuid>) -> Self {
+        let now = Instant::now();
         Self {
             changes: state.changes.subscribe(),
+            // What the page itself did not wait for.
+            asking: id.map(|id| ask(Arc::clone(&state), id)),
+            again: if id.is_some() { now + FIRST } else { now },
             state,
             visitor,
             id,
             ports: HashMap::new(),
             shown: String::new(),
-            first: true,
-            told: Instant::now(),
+            told: now,
         }
     }
 
     /// The next event; `None` when there is nothing to see any more.
     async fn next(&mut self) -> Option<Bytes> {
         loop {
-            if std::mem::take(&mut self.first) {
-                // What the page itself did not wait for.
-                if self.id.is_some() {
-                    self.ask().await;
-                }
-            } else {
-                let look = if self.id.is_some() { LOOK } else { LIST };
-                tokio::select! {
-                    changed = self.changes.changed() => changed.ok()?,
-                    () = tokio::time::sleep(look) => self.ask().await,
-                    () = self.state.stopped() => return None,
-                }
+            tokio::select! {
+                changed = self.changes.changed() => changed.ok()?,
+                ports = answer(&mut self.asking) => self.ports = ports,
+                () = sleep_until(self.again) => self.look_soon(),
+                () = self.state.stopped() => return None,
             }
             if !self.visitor.is_current(&self.state).await {
                 return None;
@@ -114,24 +121,21 @@ impl Watch {
             }
             if self.told.elapsed() > PING {
                 self.told = Instant::now();
-                return Some(Bytes::from_static(b": still here\n\n"));
+                return Some(Bytes::from_static(ALIVE));
             }
         }
     }
 
-    async fn ask(&mut self) {
-        let Some(id) = self.id else { return };
-        let Ok(Some(workspace)) = self.state.store.workspace(id).await else {
-            return;
-        };
-        let asked = listening(&self.state, &workspace, PATIENCE);
-        tokio::select! {
-            ports = asked => self.ports = ports,
-            () = self.state.stopped() => {}
+    /// Plans the next look, and asks the agents again unless they are being asked.
+    fn look_soon(&mut self) {
+        let look = if self.id.is_some() { LOOK } else { LIST };
+        self.again = Instant::now() + look;
+        if let (Some(id), None) = (self.id, &self.asking) {
+            self.asking = Some(ask(Arc::clone(&self.state), id));
         }
     }
 
-    async fn look(&self) -> Option<String> {
+    async fn look(&mut self) -> Option<String> {
         let Some(id) = self.id else {
             let rows = list::rows(&self.state, &self.visitor).await.ok()?;
             return rows.render().ok();
@@ -145,6 +149,26 @@ impl Watch {
         let live = Live::new(&self.state, &workspace, &shares, &self.ports, token);
         live.render().ok()
     }
+}
+
+/// What listens in a workspace.
+fn ask(state: Shared, id: Uuid) -> Asking {
+    Box::pin(async move {
+        match state.store.workspace(id).await {
+            Ok(Some(workspace)) => listening(&state, &workspace, PATIENCE).await,
+            _ => HashMap::new(),
+        }
+    })
+}
+
+/// The answer, once; never, when nobody is asked.
+async fn answer(asking: &mut Option<Asking>) -> HashMap<Uuid, Listening> {
+    let Some(asked) = asking else {
+        return std::future::pending().await;
+    };
+    let found = asked.await;
+    *asking = None;
+    found
 }
 
 /// A text as one event.

@@ -356,7 +356,10 @@ impl Context<'_> {
             app if !app.command.is_empty() => {
                 Err("It is a command: run it in a terminal of the workspace.".to_owned())
             }
-            app if app.subdomain => self.url(&self.host(app.slug.clone(), "")),
+            app if app.subdomain => {
+                let (workspace, owner) = (&self.workspace.name, &self.workspace.owner_name);
+                self.url(&AppHost::of_app(&app.slug, &agent.name, workspace, owner))
+            }
             app => {
                 let (user, workspace) = (&self.workspace.owner_name, &self.workspace.name);
                 let path = self.state.apps.path_app_url(user, workspace, &app.slug);

@@ -23,6 +23,7 @@ resource "coder_app" "site" {
   agent_id = coder_agent.main.id
   slug     = "site"
   url      = "http://localhost:3000"
+  subdomain = true
   share    = "public"
   healthcheck {
     url       = "http://localhost:3000/healthz"
@@ -107,6 +108,8 @@ async fn an_agent_is_told_its_apps_and_tells_how_they_are() {
         (AppHealth::Initializing, AppHealth::Disabled)
     );
     assert!(plain.healthcheck.is_none());
+    let names = (site.subdomain_name.as_str(), plain.subdomain_name.as_str());
+    assert_eq!(names, ("site--web--alice", ""));
 
     let (site, plain) = (parse_id(&site.id).unwrap(), parse_id(&plain.id).unwrap());
     let healthy = i32::from(AppHealth::Healthy);

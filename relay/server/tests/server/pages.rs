@@ -1,5 +1,15 @@
 //! The dashboard's pages, as a browser without JavaScript gets them.
 
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use futures_util::future::BoxFuture;
+use relay_server::{Dial, DialError};
+use relay_tunnel::path::PathState;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use uuid::Uuid;
+
 use crate::rest::{exchange, get};
 use crate::support::Plane;
 
@@ -246,35 +256,77 @@ async fn assets_are_kept_for_good_under_their_hash() {
     }
 }
 
+/// The events of a live page.
+struct Events {
+    stream: TcpStream,
+    seen: String,
+}
+
+impl Events {
+    async fn open(plane: &Plane, cookie: &str) -> Self {
+        let mut stream = TcpStream::connect(plane.address()).await.unwrap();
+        let id = plane.workspace.id;
+        let request = format!("GET /workspaces/{id}/live HTTP/1.1\r\nHost: relay\r\n{cookie}\r\n");
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let seen = String::new();
+        Self { stream, seen }
+    }
+
+    async fn until(&mut self, wanted: &str) {
+        let mut buffer = [0; 65_536];
+        while !self.seen.contains(wanted) {
+            let read = crate::support::soon(self.stream.read(&mut buffer));
+            let length = read.await.unwrap();
+            assert!(length > 0, "{}", self.seen);
+            let text = String::from_utf8_lossy(&buffer[..length]);
+            self.seen.push_str(&text);
+        }
+    }
+}
+
 #[tokio::test]
 async fn a_page_is_live_and_ends_with_its_session() {
-    use tokio::io::{AsyncReadExt, AsyncWriteExt};
     let plane = Plane::start().await;
     let (cookie, token) = session(&plane).await;
-    let mut stream = tokio::net::TcpStream::connect(plane.address())
-        .await
-        .unwrap();
     let id = plane.workspace.id;
-    let request = format!("GET /workspaces/{id}/live HTTP/1.1\r\nHost: relay\r\n{cookie}\r\n");
-    stream.write_all(request.as_bytes()).await.unwrap();
-    let mut seen = String::new();
-    let mut until = async |wanted: &str| {
-        let mut buffer = [0; 65_536];
-        while !seen.contains(wanted) {
-            let length = crate::support::soon(stream.read(&mut buffer))
-                .await
-                .unwrap();
-            assert!(length > 0, "{seen}");
-            seen.push_str(&String::from_utf8_lossy(&buffer[..length]));
-        }
-    };
-    until("data: ").await;
+    let mut page = Events::open(&plane, &cookie).await;
+    page.until("data: ").await;
     let form = format!("token={token}&agent=main&port=8080&protocol=http&action=authenticated");
     post(&plane, &format!("/workspaces/{id}/ports"), &cookie, &form).await;
-    until("Everybody who signs in").await;
+    page.until("Everybody who signs in").await;
     post(&plane, "/logout", &cookie, &format!("token={token}")).await;
     // The chunk that ends the body.
-    until("\r\n0\r\n\r\n").await;
+    page.until("\r\n0\r\n\r\n").await;
+}
+
+/// A way to agents that never says anything.
+struct Silent;
+
+impl Dial for Silent {
+    fn dial(&self, _: Uuid, _: u16) -> BoxFuture<'_, Result<TcpStream, DialError>> {
+        Box::pin(std::future::pending())
+    }
+
+    fn path(&self, _: Uuid) -> Option<PathState> {
+        None
+    }
+}
+
+#[tokio::test]
+async fn a_page_tells_news_while_an_agent_does_not_answer() {
+    let plane = Plane::start_with(|config| config.dialer = Some(Arc::new(Silent))).await;
+    let (cookie, _) = session(&plane).await;
+    let token = format!("coder_session_token={}", plane.workspace.agents[0].token);
+    let path = "workspaceagents/me/rpc?version=2.0&role=agent";
+    let agent = plane.control(path, &[("Cookie", &token)]).await.unwrap();
+    let mut page = Events::open(&plane, &cookie).await;
+    let opened = Instant::now();
+    page.until("Asking the workspace").await;
+    assert!(page.seen.contains("\">Connected<"), "{}", page.seen);
+    drop(agent);
+    page.until("\">Disconnected<").await;
+    let took = opened.elapsed();
+    assert!(took < Duration::from_secs(5), "told after {took:?}");
 }
 
 #[tokio::test]

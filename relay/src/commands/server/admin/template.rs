@@ -9,6 +9,7 @@ use relay_server::{CorsBehavior, Definition, Error, Store, Template};
 use serde_json::{Value, json};
 
 use super::{Output, table};
+use crate::output;
 
 #[derive(clap::Subcommand)]
 pub(in super::super) enum TemplateCommand {
@@ -38,6 +39,13 @@ pub(in super::super) enum TemplateCommand {
         settings: Settings,
         #[command(flatten)]
         output: Output,
+    },
+    /// Delete a template that no workspace uses.
+    #[command(visible_alias = "rm")]
+    Delete {
+        /// Name of the template
+        #[arg(value_name = "NAME")]
+        name: String,
     },
 }
 
@@ -81,6 +89,10 @@ pub(super) async fn run(store: &Store, command: TemplateCommand) -> anyhow::Resu
                 changed.cors_behavior.as_str()
             );
             output.print(text, &value(&changed, &store.definition(id).await?))
+        }
+        TemplateCommand::Delete { name } => {
+            store.delete_template(&find(store, &name).await?).await?;
+            output::result(format_args!("template {name} deleted"))
         }
     }
 }
