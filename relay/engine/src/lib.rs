@@ -5,9 +5,9 @@
 
 pub mod accept;
 mod end;
+mod epoll;
 pub mod limits;
 mod listen;
-mod pool;
 mod pump;
 pub mod sessions;
 
@@ -41,6 +41,11 @@ pub enum Error {
     Unknown(String),
 }
 
+impl Engine {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Auto, Self::Copy, Self::Splice];
+}
+
 impl FromStr for Engine {
     type Err = Error;
 
@@ -71,7 +76,7 @@ mod tests {
 
     #[test]
     fn engines_are_known_by_name_and_the_reserved_ones_say_so() {
-        for engine in [Engine::Auto, Engine::Copy, Engine::Splice] {
+        for engine in Engine::ALL {
             assert_eq!(engine.to_string().parse(), Ok(engine));
         }
         let error = "io-uring".parse::<Engine>().unwrap_err();
