@@ -143,7 +143,7 @@ pub(crate) async fn write_until_stuck(stream: &mut TcpStream, most: usize) -> us
     let mut taken = 0;
     while taken < most {
         let write = stream.write(&block[..block.len().min(most - taken)]);
-        match timeout(Duration::from_millis(300), write).await {
+        match timeout(Duration::from_millis(150), write).await {
             Ok(written) => taken += written.unwrap(),
             Err(_) => break,
         }
