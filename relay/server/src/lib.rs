@@ -22,6 +22,7 @@ mod stun;
 pub mod template;
 mod tls;
 mod traffic;
+pub mod usage;
 mod web;
 
 pub use config::{Config, StunAddress, TlsFiles};

@@ -29,7 +29,7 @@ use crate::resume::ResumeKey;
 use crate::state::{Presence, Shared, State};
 use crate::store::Store;
 use crate::traffic::Traffic;
-use crate::{api, map, proxy, secrets, stun, tls};
+use crate::{api, map, proxy, secrets, stun, tls, usage};
 
 /// How long a TLS handshake may take.
 const TLS_HANDSHAKE: Duration = Duration::from_secs(10);
@@ -86,6 +86,7 @@ impl Server {
             apps: Arc::new(apps),
             proxy: Proxy::default(),
             traffic: Traffic::default(),
+            usage: Arc::default(),
             block_direct: config.block_direct,
             force_websockets: config.force_websockets,
             hub,
@@ -107,6 +108,7 @@ impl Server {
             tokio::spawn(accept(listener, tls, Arc::clone(&state))),
             tokio::spawn(look_for_changes(Arc::clone(&state))),
             tokio::spawn(proxy::tidy(Arc::clone(&state))),
+            tokio::spawn(usage::run(Arc::clone(&state))),
         ];
         if let Some((socket, _)) = stun {
             tasks.push(tokio::spawn(stun::serve(socket)));
@@ -156,10 +158,11 @@ impl Server {
         for task in tasks {
             let _ = task.await;
         }
-        let store = state.store.clone();
+        let (store, usage) = (state.store.clone(), Arc::clone(&state.usage));
         // The channel closes when the last session has given the state back.
         drop(state);
         let _ = tokio::time::timeout(FAREWELL, ended.recv()).await;
+        let _ = tokio::time::timeout(FAREWELL, usage.store_rest(&store)).await;
         let _ = tokio::time::timeout(FAREWELL, store.close()).await;
     }
 }

@@ -18,6 +18,7 @@ use crate::proxy::Proxy;
 use crate::resume::ResumeKey;
 use crate::store::Store;
 use crate::traffic::Traffic;
+use crate::usage::Usage;
 
 /// Handle of the shared state.
 pub(crate) type Shared = Arc<State>;
@@ -34,6 +35,8 @@ pub(crate) struct State {
     pub(crate) proxy: Proxy,
     /// Bytes that the proxy moved lately.
     pub(crate) traffic: Traffic,
+    /// Who uses which apps.
+    pub(crate) usage: Arc<Usage>,
     pub(crate) block_direct: bool,
     pub(crate) force_websockets: bool,
     pub(crate) hub: Arc<Hub>,

@@ -23,6 +23,7 @@ pub(crate) struct Traffic {
 }
 
 /// Counts the bytes of one port, in both directions together. Nothing runs while nothing moves.
+#[derive(Debug)]
 pub(crate) struct Meter {
     start: Instant,
     slots: [AtomicU64; SLOTS],

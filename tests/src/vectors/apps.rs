@@ -10,10 +10,11 @@ use relay_server::apps::hostname::{AppHost, HostError, Protocol, change_protocol
 use relay_server::apps::identity::{Identity, IdentityError};
 use relay_server::apps::pattern::{Handler, Pattern, PatternError, policy_host, route};
 use relay_server::apps::redirect::{self, Place};
-use relay_server::apps::stats::{Collector, Subject};
 use relay_server::apps::{cookies, cors as cors_rules, names as name_rules};
+use relay_server::usage::{Subject, Usage};
 use serde_json::{Value, json};
 use url::Url;
+use uuid::Uuid;
 
 use super::{Ran, proxy, text};
 
@@ -451,31 +452,37 @@ pub(super) fn app_access(row: &Value) -> Ran {
 
 pub(super) fn app_stats(row: &Value) -> Ran {
     with(row, |input, _| {
-        let mut collector = Collector::default();
+        let usage = Usage::default();
+        let mut open = Vec::new();
         for session in input["sessions"].as_array()? {
-            let subject = Subject {
-                user: "alice".into(),
-                agent: "main".into(),
-                access: text(session, "access").into(),
-                app: text(session, "id").into(),
-            };
-            let id = collector.begin(subject, session["start_s"].as_u64()?);
-            if let Some(end) = session["end_s"].as_u64() {
-                collector.end(id, end);
+            let counter = usage.counter(Subject {
+                user: None,
+                workspace: Uuid::nil(),
+                agent: Uuid::nil(),
+                access_method: text(session, "access").into(),
+                slug_or_port: text(session, "id").into(),
+            });
+            let visit = counter.begin_at(session["start_s"].as_u64()?);
+            match session["end_s"].as_u64() {
+                Some(end) => visit.end_at(end),
+                None => open.push(visit),
             }
         }
         let every = input["flush_every_s"].as_u64()?;
-        let reports: Vec<Value> = (1..=input["flushes"].as_u64()?)
-            .flat_map(|flush| collector.flush(flush * every))
-            .map(|usage| {
+        let mut reports = Vec::new();
+        for flush in 1..=input["flushes"].as_u64()? {
+            let mut stats = usage.collect(flush * every);
+            stats.sort_by(|a, b| a.subject.slug_or_port.cmp(&b.subject.slug_or_port));
+            let told = stats.iter().map(|stat| {
                 json!({
-                    "id": usage.subject.app,
-                    "start_s": usage.start,
-                    "end_s": usage.end,
-                    "requests": usage.requests,
+                    "id": stat.subject.slug_or_port,
+                    "start_s": stat.start,
+                    "end_s": stat.end,
+                    "requests": stat.requests,
                 })
-            })
-            .collect();
+            });
+            reports.extend(told);
+        }
         Some(json!({ "reports": reports }))
     })
 }

@@ -5,6 +5,7 @@ use axum::response::Response;
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use http::StatusCode;
+use http::header::USER_AGENT;
 use relay_control::rpc::websocket_config;
 use relay_wire::rest::{AgentStatus, ConnectionInfo, WorkspaceAgent};
 use serde::Serialize;
@@ -12,12 +13,13 @@ use uuid::Uuid;
 
 use super::auth::{Caller, CallingAgent, parameter};
 use super::websocket::{Handshake, check_origin};
-use super::{HOSTNAME_SUFFIX, Refusal, empty, version, views};
+use super::{HOSTNAME_SUFFIX, Refusal, client_address, empty, version, views};
 use crate::apps::ports::ListeningPort;
 use crate::dialer::{self, DialError, ListenError};
 use crate::session;
 use crate::state::Shared;
 use crate::store::AgentAccess;
+use crate::usage::log::{Kind, Opened};
 
 pub(super) fn routes() -> Router<Shared> {
     Router::new()
@@ -135,6 +137,18 @@ async fn coordinate(
         }
     };
     let handshake = Handshake::new(&mut parts)?;
+    let user_agent = parts.headers.get(USER_AGENT);
+    let user_agent = user_agent.and_then(|text| text.to_str().ok());
+    state.usage.opened(Opened {
+        workspace: access.agent.workspace_id,
+        agent,
+        kind: Kind::Tunnel,
+        slug_or_port: String::new(),
+        user: Some(user),
+        ip: client_address(&parts, &state),
+        user_agent: user_agent.unwrap_or_default().to_owned(),
+        status: StatusCode::SWITCHING_PROTOCOLS.as_u16(),
+    });
     let client = session::Client { peer, user, agent };
     Ok(handshake.accept(websocket_config(), move |socket| {
         session::client(state, client, socket)

@@ -6,6 +6,7 @@ pub(crate) mod limits;
 mod places;
 mod shares;
 mod templates;
+mod usage;
 mod users;
 mod version;
 mod views;
@@ -49,6 +50,7 @@ pub(crate) fn router(state: Shared) -> Router {
         .merge(users::routes())
         .merge(workspaces::routes())
         .merge(shares::routes())
+        .merge(usage::routes())
         .merge(places::routes())
         .merge(templates::routes())
         .merge(agents::routes())

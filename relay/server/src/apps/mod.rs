@@ -13,5 +13,4 @@ pub mod pattern;
 pub mod ports;
 pub mod redirect;
 pub mod settings;
-pub mod stats;
 pub mod token;

@@ -46,6 +46,9 @@ pub struct Claims {
     pub cors_behavior: String,
     /// Where the right comes from.
     pub grant: Grant,
+    /// Who visits, if that is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub visitor_id: Option<Uuid>,
     /// The state of the database that it was read from; a token of another one is worth nothing.
     #[serde(default)]
     pub epoch: u64,
@@ -152,6 +155,7 @@ mod tests {
 
     fn claims() -> Claims {
         Claims {
+            visitor_id: None,
             identity: Identity {
                 access_method: "subdomain".into(),
                 base_path: "/".into(),

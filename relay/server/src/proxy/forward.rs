@@ -18,7 +18,7 @@ use tokio::net::TcpStream;
 
 use super::asked::Asked;
 use super::page::{self, Page};
-use super::pool::{Answered, Key, Outgoing, Sender, lease};
+use super::pool::{Answered, Key, Lease, Outgoing, Sender, lease};
 use super::right::Right;
 use super::tls::{self, Want};
 use super::{login, own, upgrade};
@@ -30,7 +30,6 @@ use crate::apps::token::Grant;
 use crate::connection::Peer;
 use crate::dialer::DialError;
 use crate::state::Shared;
-use crate::traffic::Meter;
 
 /// Longest head of an answer.
 const HEAD: usize = 128 << 10;
@@ -69,7 +68,7 @@ impl Visit<'_> {
         if let Some(answer) = self.refused(&parts) {
             return answer;
         }
-        self.state.proxy.used(self.right.workspace);
+        let visit = self.right.counter.begin();
         let cross_origin = self.cross_origin(&parts.headers);
         let head = parts.method == Verb::HEAD;
         let upgrade = upgrade::wanted(&mut parts);
@@ -84,18 +83,19 @@ impl Visit<'_> {
         );
         let body = match body.is_end_stream() {
             true => Outgoing::Empty,
-            false => Outgoing::Stream(body, self.meter()),
+            false => Outgoing::Stream(body, Arc::clone(&self.right.meter)),
         };
         let sent = self.exchange(want, Request::from_parts(parts, body)).await;
         let mut answer = match sent {
             Ok(mut answer) => match upgrade {
                 Some(upgrade) if answer.status() == StatusCode::SWITCHING_PROTOCOLS => {
-                    upgrade.join(self, &mut answer)
+                    upgrade.join(self, &mut answer, visit)
                 }
                 _ => {
                     own::strip_hop_by_hop(answer.headers_mut());
                     *answer.version_mut() = Version::default();
                     answer.map(|mut body| {
+                        body.visit = Some(visit);
                         if (head || body.body.is_end_stream())
                             && let Some(lease) = body.lease.take()
                         {
@@ -116,12 +116,6 @@ impl Visit<'_> {
             }
         }
         answer
-    }
-
-    /// Counts the bytes of the app.
-    fn meter(&self) -> Arc<Meter> {
-        let Self { state, right, .. } = self;
-        state.traffic.meter(right.agent, right.place.port)
     }
 
     /// What the proxy answers itself.
@@ -254,7 +248,6 @@ impl Visit<'_> {
             tls: self.right.place.tls,
         };
         let pool = &self.state.proxy.pool;
-        let meter = self.meter();
         let upgrade = request.headers().contains_key(UPGRADE);
         let mut fresh = upgrade;
         loop {
@@ -273,7 +266,7 @@ impl Visit<'_> {
                 Sender::One(mut sender) => match sender.try_send_request(request).await {
                     Ok(answer) => {
                         let lease = (!upgrade).then(|| lease(self.state, key, sender));
-                        return Ok(answer.map(|body| Answered { body, lease, meter }));
+                        return Ok(answer.map(|body| self.answered(body, lease)));
                     }
                     Err(error) => error,
                 },
@@ -281,11 +274,7 @@ impl Visit<'_> {
                     make_absolute(&mut request, key.tls);
                     match sender.try_send_request(request).await {
                         Ok(answer) => {
-                            return Ok(answer.map(|body| Answered {
-                                body,
-                                lease: None,
-                                meter,
-                            }));
+                            return Ok(answer.map(|body| self.answered(body, None)));
                         }
                         Err(error) => error,
                     }
@@ -300,6 +289,15 @@ impl Visit<'_> {
                 }
                 _ => return Err(error.into_error().into()),
             };
+        }
+    }
+
+    fn answered(&self, body: Incoming, lease: Option<Lease>) -> Answered {
+        Answered {
+            body,
+            lease,
+            meter: Arc::clone(&self.right.meter),
+            visit: None,
         }
     }
 

@@ -4,14 +4,13 @@
 //! Everything that was read from the database carries the epoch in which it was read. A change of
 //! the database, by whom ever, begins a new epoch, so rights of before are looked up again.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use http::HeaderMap;
 use http::header::COOKIE;
 use tokio::sync::watch;
-use uuid::Uuid;
 
 use super::asked::Asked;
 use super::limit::Limit;
@@ -36,7 +35,6 @@ pub(crate) struct Proxy {
     /// The revision of the database that the epoch stands for.
     revision: tokio::sync::Mutex<String>,
     lookups: Mutex<Lookups>,
-    used: Mutex<HashSet<Uuid>>,
 }
 
 #[derive(Default)]
@@ -59,7 +57,6 @@ impl Default for Proxy {
             changed: watch::channel(start).0,
             revision: tokio::sync::Mutex::default(),
             lookups: Mutex::default(),
-            used: Mutex::default(),
         }
     }
 }
@@ -165,17 +162,6 @@ impl Proxy {
                 .insert(key.to_owned(), Arc::clone(&session));
         }
         session
-    }
-
-    /// Notes that a workspace is used.
-    pub(super) fn used(&self, workspace: Uuid) {
-        let mut used = self.used.lock().unwrap_or_else(PoisonError::into_inner);
-        used.insert(workspace);
-    }
-
-    /// The workspaces that were used since the last call.
-    pub(super) fn take_used(&self) -> HashSet<Uuid> {
-        std::mem::take(&mut self.used.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
 

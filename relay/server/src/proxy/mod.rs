@@ -75,17 +75,12 @@ pub(crate) async fn answer(
     Answer::Given(answer)
 }
 
-/// Lets go of idle connections and notes which workspaces were used, until the server stops.
+/// Lets go of idle connections, until the server stops.
 pub(crate) async fn tidy(state: Shared) {
     loop {
         tokio::time::sleep(TIDY).await;
         state.proxy.pool.tidy();
         state.proxy.limit.tidy();
-        for workspace in state.proxy.take_used() {
-            if let Err(error) = state.store.touch_workspace(workspace).await {
-                tracing::debug!(%error, "the use of a workspace was not noted");
-            }
-        }
     }
 }
 
@@ -107,7 +102,7 @@ async fn app(
     }
     let (right, cookie) = match memory.recall(&asked, &parts.headers, state.proxy.epoch()) {
         Some(right) => (right, None),
-        None => match right::authorize(state, &asked, &parts).await {
+        None => match right::authorize(state, peer, &asked, &parts).await {
             Ok(granted) => {
                 memory.note(&asked, granted.token, &granted.right);
                 (granted.right, granted.cookie)

@@ -13,6 +13,7 @@ use uuid::Uuid;
 
 use crate::state::Shared;
 use crate::traffic::Meter;
+use crate::usage::Visit;
 
 /// Idle connections to one app.
 const IDLE: usize = 128;
@@ -194,6 +195,8 @@ pub(super) struct Answered {
     pub(super) body: Incoming,
     pub(super) lease: Option<Lease>,
     pub(super) meter: Arc<Meter>,
+    /// The request's session, which ends with the answer.
+    pub(super) visit: Option<Visit>,
 }
 
 impl Body for Answered {

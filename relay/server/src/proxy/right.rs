@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use axum::body::Body;
-use http::header::{COOKIE, HeaderMap, HeaderValue};
+use http::header::{COOKIE, HeaderMap, HeaderValue, USER_AGENT};
 use http::request::Parts;
 use http::{Response, StatusCode};
 use url::Url;
@@ -18,11 +18,15 @@ use super::{login, own};
 use crate::api::session_tokens;
 use crate::apps::access::{Access, Method, ShareLevel, Visitor, decide};
 use crate::apps::cookies;
-use crate::apps::cors::Behavior;
+use crate::apps::cors::{Behavior, is_preflight};
 use crate::apps::identity::IdentityError;
 use crate::apps::token::{Claims, Grant, LIFETIME};
+use crate::connection::Peer;
 use crate::state::{Shared, State};
 use crate::store::Session;
+use crate::traffic::Meter;
+use crate::usage::log::{Kind, Opened};
+use crate::usage::{Counter, Subject};
 
 /// Tokens of a request that are looked at.
 const TOKENS: usize = 4;
@@ -30,11 +34,14 @@ const TOKENS: usize = 4;
 /// A request's right to an app, with all that is needed to reach it.
 #[derive(Debug)]
 pub(super) struct Right {
-    pub(super) workspace: Uuid,
     pub(super) agent: Uuid,
     pub(super) place: Place,
     pub(super) cors: Behavior,
     pub(super) grant: Grant,
+    /// Counts the visitor's requests.
+    pub(super) counter: Arc<Counter>,
+    /// Counts the app's bytes.
+    pub(super) meter: Arc<Meter>,
     /// When it has to be looked up again, seconds since 1970.
     pub(super) until: u64,
     /// The state of the database that it comes from.
@@ -103,12 +110,13 @@ pub(super) struct Granted {
 /// The answer to a request that has none.
 pub(super) async fn authorize(
     state: &Shared,
+    peer: Peer,
     asked: &Asked,
     parts: &Parts,
 ) -> Result<Granted, Response<Body>> {
     let time = now();
     if let Some((token, claims)) = signed(state, asked, &parts.headers, time)
-        && let Some(right) = right_of(&claims)
+        && let Some(right) = right_of(state, &claims)
     {
         return Ok(Granted {
             right: Arc::new(right),
@@ -117,7 +125,7 @@ pub(super) async fn authorize(
         });
     }
     // The long way is rare; it must not make each connection's memory larger.
-    Box::pin(resolve(state, asked, parts, time)).await
+    Box::pin(resolve(state, peer, asked, parts, time)).await
 }
 
 /// The claims of a token that the request brought, when one is good.
@@ -139,13 +147,22 @@ fn signed<'a>(
         })
 }
 
-fn right_of(claims: &Claims) -> Option<Right> {
-    Some(Right {
+fn right_of(state: &State, claims: &Claims) -> Option<Right> {
+    let place = Place::parse(&claims.app_url)?;
+    let subject = Subject {
+        user: claims.visitor_id,
         workspace: claims.workspace_id,
         agent: claims.agent_id,
-        place: Place::parse(&claims.app_url)?,
+        access_method: claims.identity.access_method.clone(),
+        slug_or_port: claims.identity.app_slug_or_port.clone(),
+    };
+    Some(Right {
+        agent: claims.agent_id,
         cors: claims.cors_behavior.parse().ok()?,
         grant: claims.grant.clone(),
+        counter: state.usage.counter(subject),
+        meter: state.traffic.meter(claims.agent_id, place.port),
+        place,
         until: claims.exp,
         epoch: claims.epoch,
     })
@@ -153,6 +170,7 @@ fn right_of(claims: &Claims) -> Option<Right> {
 
 async fn resolve(
     state: &Shared,
+    peer: Peer,
     asked: &Asked,
     parts: &Parts,
     time: u64,
@@ -191,10 +209,23 @@ async fn resolve(
     let share = target
         .as_ref()
         .map_or(ShareLevel::Owner, |target| target.share);
-    match decide(asked.method, share, visitor, state.apps.path_policy) {
-        Access::Granted => {}
-        Access::Hidden => return Err(missing(state)),
-        Access::Login => return Err(login::needed(state, asked, parts)),
+    let refused = match decide(asked.method, share, visitor, state.apps.path_policy) {
+        Access::Granted => None,
+        Access::Hidden => Some(missing(state)),
+        Access::Login => Some(login::needed(state, asked, parts)),
+    };
+    let status = refused.as_ref().map_or(StatusCode::OK, Response::status);
+    let visitor_id = session.as_deref().map(|session| session.user.id);
+    let opening = Opening {
+        asked,
+        parts,
+        peer,
+        user: visitor_id,
+        status,
+    };
+    opening.note(state, target.as_deref());
+    if let Some(answer) = refused {
+        return Err(answer);
     }
     let Some(target) = target else {
         return Err(missing(state));
@@ -218,10 +249,11 @@ async fn resolve(
         app_url,
         cors_behavior: target.cors.as_str().to_owned(),
         grant,
+        visitor_id,
         epoch,
         exp: (time + LIFETIME).min(ends),
     };
-    let Some(right) = right_of(&claims) else {
+    let Some(right) = right_of(state, &claims) else {
         let text = "The template gives this application no http or https address, so there is \
              nothing to show.";
         let page = Page::new(StatusCode::BAD_REQUEST, "Bad application URL", text);
@@ -239,6 +271,43 @@ async fn resolve(
         token,
         cookie: HeaderValue::from_str(&cookie).ok(),
     })
+}
+
+/// An app that is opened, or that somebody tried to open.
+struct Opening<'a> {
+    asked: &'a Asked,
+    parts: &'a Parts,
+    peer: Peer,
+    user: Option<Uuid>,
+    status: StatusCode,
+}
+
+impl Opening<'_> {
+    /// Writes it down, if there is such an app. A preflight opens nothing.
+    fn note(self, state: &State, target: Option<&Target>) {
+        let Self { asked, parts, .. } = self;
+        let Some((target, Ok((agent, _)))) = target.map(|target| (target, &target.place)) else {
+            return;
+        };
+        if is_preflight(&parts.method, &parts.headers) {
+            return;
+        }
+        let user_agent = parts.headers.get(USER_AGENT);
+        let user_agent = user_agent.and_then(|text| text.to_str().ok());
+        state.usage.opened(Opened {
+            workspace: target.workspace,
+            agent: *agent,
+            kind: match target.is_port {
+                true => Kind::PortForwarding,
+                false => Kind::WorkspaceApp,
+            },
+            slug_or_port: asked.identity.app_slug_or_port.clone(),
+            user: self.user,
+            ip: state.apps.trust.client(self.peer.address, &parts.headers),
+            user_agent: user_agent.unwrap_or_default().to_owned(),
+            status: self.status.as_u16(),
+        });
+    }
 }
 
 /// The first good session among all that a request brings.

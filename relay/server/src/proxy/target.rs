@@ -19,6 +19,8 @@ pub(super) struct Target {
     pub(super) workspace_name: String,
     pub(super) share: ShareLevel,
     pub(super) cors: Behavior,
+    /// A port, and no app of the template.
+    pub(super) is_port: bool,
     /// The agent and the app's URL as seen from there.
     pub(super) place: Result<(Uuid, String), Trouble>,
 }
@@ -45,9 +47,22 @@ pub(super) async fn find(store: &Store, asked: &Asked) -> Result<Option<Target>>
     let Some(workspace) = found.await? else {
         return Ok(None);
     };
-    let (share, place) = match named_port(asked) {
-        Some((port, protocol)) => port_of(store, asked, &workspace, port, protocol).await?,
+    let named = named_port(asked);
+    let app = match named {
+        Some(_) => None,
         None => app_of(store, asked, &workspace).await?,
+    };
+    let is_port = app.is_none();
+    let (share, place) = match (
+        app,
+        named.or_else(|| port_info(&asked.identity.app_slug_or_port)),
+    ) {
+        (Some(place), _) => place,
+        (None, None) => (ShareLevel::Owner, Err(Trouble::Missing)),
+        (None, Some(_)) if asked.method == Method::Path => {
+            (ShareLevel::Owner, Err(Trouble::PortOnPath))
+        }
+        (None, Some((port, protocol))) => port_of(store, asked, &workspace, port, protocol).await?,
     };
     let stopped = workspace.build.transition != Transition::Start;
     Ok(Some(Target {
@@ -55,6 +70,7 @@ pub(super) async fn find(store: &Store, asked: &Asked) -> Result<Option<Target>>
         owner: workspace.owner_id,
         share,
         cors: workspace.cors_behavior(),
+        is_port,
         place: if stopped {
             Err(Trouble::Stopped)
         } else {
@@ -76,19 +92,14 @@ fn named_port(asked: &Asked) -> Option<(u16, Protocol)> {
         .flatten()
 }
 
-async fn app_of(store: &Store, asked: &Asked, workspace: &Workspace) -> Result<Place> {
+/// The template's app of that name.
+async fn app_of(store: &Store, asked: &Asked, workspace: &Workspace) -> Result<Option<Place>> {
     let slug = &asked.identity.app_slug_or_port;
-    if let Some((app, agent)) = store.app_by_slug(workspace.id, slug).await? {
+    let found = store.app_by_slug(workspace.id, slug).await?;
+    Ok(found.map(|(app, agent)| {
         let url = if app.external { String::new() } else { app.url };
-        return Ok((app.share, Ok((agent, url))));
-    }
-    match port_info(slug) {
-        None => Ok((ShareLevel::Owner, Err(Trouble::Missing))),
-        Some(_) if asked.method == Method::Path => {
-            Ok((ShareLevel::Owner, Err(Trouble::PortOnPath)))
-        }
-        Some((port, protocol)) => port_of(store, asked, workspace, port, protocol).await,
-    }
+        (app.share, Ok((agent, url)))
+    }))
 }
 
 async fn port_of(

@@ -16,6 +16,7 @@ use super::forward::Visit;
 use super::pool::Answered;
 use super::{own, right};
 use crate::api::websocket::has_token;
+use crate::usage;
 
 /// Buffer of a direction whose bytes have to be encrypted or decrypted.
 const BUFFER: usize = 8 << 10;
@@ -42,13 +43,20 @@ pub(super) fn wanted(parts: &mut Parts) -> Option<Upgrade> {
 
 impl Upgrade {
     /// Joins the two connections once both are given up by HTTP; gives the answer to the browser.
-    pub(super) fn join(self, visit: &Visit<'_>, answer: &mut Response<Answered>) -> Response<Body> {
+    pub(super) fn join(
+        self,
+        visit: &Visit<'_>,
+        answer: &mut Response<Answered>,
+        session: usage::Visit,
+    ) -> Response<Body> {
         let app = hyper::upgrade::on(&mut *answer);
         let protocol = answer.headers().get(UPGRADE).cloned();
         let state = Arc::clone(visit.state);
         let (asked, grant) = (visit.asked.clone(), visit.right.grant.clone());
         let epoch = visit.right.epoch;
+        let session = session.into_connection();
         tokio::spawn(async move {
+            let _session = session;
             let (browser, app) = match tokio::try_join!(self.browser, app) {
                 Ok(both) => both,
                 Err(error) => return tracing::debug!(%error, "an upgrade did not come about"),

@@ -1,10 +1,12 @@
-//! The database: accounts, templates, workspaces, agents with their apps, shared ports and a few
-//! settings. No HTTP, no sessions.
+//! The database: accounts, templates, workspaces, agents with their apps, shared ports, the use of
+//! apps and a few settings. No HTTP, no sessions.
 
 mod agents;
 mod apps;
+mod connections;
 mod shares;
 mod templates;
+mod usage;
 mod users;
 mod workspaces;
 
@@ -22,7 +24,9 @@ use uuid::Uuid;
 
 pub use agents::{Agent, AgentAccess, Lifecycle};
 pub use apps::{App, AppHealth, HealthCheck, OpenIn};
+pub use connections::{Connection, ConnectionFilter};
 pub use templates::{CorsBehavior, Definition, Template};
+pub use usage::{AppStat, AppUse};
 pub use users::{Scope, Session, User};
 pub use workspaces::{
     Build, CreatedAgent, CreatedWorkspace, DEFAULT_AGENT, Transition, Workspace, WorkspaceFilter,
@@ -186,6 +190,7 @@ async fn migrate(pool: &SqlitePool, most: usize) -> Result<()> {
             "templates and shares",
             include_str!("../../migrations/0002_templates_and_shares.sql"),
         ),
+        migration(3, "usage", include_str!("../../migrations/0003_usage.sql")),
     ];
     all.truncate(most);
     let migrator = Migrator {

@@ -69,10 +69,10 @@ pub struct Session {
     pub user: User,
 }
 
-const USER_COLUMNS: &str = "users.id AS user_id, users.username, users.email, users.name AS full_name, \
+pub(super) const USER_COLUMNS: &str = "users.id AS user_id, users.username, users.email, users.name AS full_name, \
      users.is_admin, users.created_at AS user_created_at";
 
-fn user(row: &SqliteRow) -> Result<User> {
+pub(super) fn user(row: &SqliteRow) -> Result<User> {
     Ok(User {
         id: uuid(row, "user_id")?,
         username: row.try_get("username")?,

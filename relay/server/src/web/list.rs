@@ -5,6 +5,7 @@ use axum::extract::State;
 use axum::response::Response;
 
 use super::view::{Status, is_running, status};
+use super::visits::ago;
 use super::{Frame, Trouble, Visitor, html};
 use crate::state::{Shared, State as Server};
 use crate::store::WorkspaceFilter;
@@ -73,14 +74,4 @@ pub(super) async fn rows(state: &Server, visitor: &Visitor) -> Result<Rows, Trou
         user: visitor.user.username.clone(),
         rows: found.iter().map(row).collect(),
     })
-}
-
-fn ago(then: chrono::DateTime<chrono::Utc>) -> String {
-    let minutes = (crate::store::now() - then).num_minutes();
-    match minutes {
-        ..1 => "just now".to_owned(),
-        1..60 => format!("{minutes} min ago"),
-        60..2880 => format!("{} h ago", minutes / 60),
-        _ => format!("{} days ago", minutes / 1440),
-    }
 }

@@ -17,7 +17,8 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 use uuid::Uuid;
 
-use super::view::{Listening, Live, listening};
+use super::view::{Known, Listening, Live, listening};
+use super::visits::Uses;
 use super::{Trouble, Visitor, list};
 use crate::state::Shared;
 
@@ -31,6 +32,8 @@ const LIST: Duration = Duration::from_secs(5);
 const PING: Duration = Duration::from_secs(15);
 /// How long agents may take to tell their ports.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// How long the use of apps is not summed up again; it is stored no more often.
+const SUMS: Duration = Duration::from_secs(30);
 /// How long the first look waits for them, so that a page does not lose what it shows already.
 const FIRST: Duration = Duration::from_millis(700);
 /// A sign of life: pages that hear none open the stream anew.
@@ -76,6 +79,8 @@ struct Watch {
     asking: Option<Asking>,
     /// When to look again, or to ask.
     again: Instant,
+    /// The use of apps, and when it was summed up.
+    uses: Option<(Arc<Uses>, Instant)>,
     /// What the browser shows.
     shown: String,
     told: Instant,
@@ -95,6 +100,7 @@ impl Watch {
             visitor,
             id,
             ports: HashMap::new(),
+            uses: None,
             shown: String::new(),
             told: now,
         }
@@ -144,9 +150,13 @@ impl Watch {
         if !self.visitor.may_reach(workspace.owner_id) {
             return None;
         }
-        let shares = self.state.store.shares(id).await.ok()?;
+        let uses = self.uses.take().filter(|(_, at)| at.elapsed() < SUMS);
+        let at = uses.as_ref().map_or_else(Instant::now, |(_, at)| *at);
+        let known = Known::of(&self.state, id, uses.map(|(uses, _)| uses)).await;
+        let known = known.ok()?;
+        self.uses = Some((Arc::clone(&known.uses), at));
         let token = self.visitor.form_token();
-        let live = Live::new(&self.state, &workspace, &shares, &self.ports, token);
+        let live = Live::new(&self.state, &workspace, known, &self.ports, token);
         live.render().ok()
     }
 }

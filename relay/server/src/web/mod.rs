@@ -9,6 +9,7 @@ mod ports;
 mod spark;
 mod view;
 mod visitor;
+mod visits;
 mod workspace;
 
 use askama::Template;

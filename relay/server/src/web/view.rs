@@ -1,6 +1,7 @@
 //! What a workspace looks like on its page.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use askama::Template;
@@ -9,6 +10,7 @@ use relay_tunnel::path::PathState;
 use uuid::Uuid;
 
 use super::spark::Spark;
+use super::visits::{self, Connections, Used, Uses, Visit};
 use crate::apps::access::ShareLevel;
 use crate::apps::hostname::{AppHost, Protocol};
 use crate::apps::ports::{ListeningPort, Share, effective};
@@ -51,6 +53,32 @@ pub(super) fn is_running(workspace: &Workspace) -> bool {
     workspace.build.transition == Transition::Start
 }
 
+/// What the database knows besides the workspace.
+pub(super) struct Known {
+    pub(super) shares: Vec<Share>,
+    pub(super) uses: Arc<Uses>,
+    pub(super) visits: Vec<Visit>,
+}
+
+impl Known {
+    /// Reads it; the use of apps is summed up, so it may be given from before.
+    pub(super) async fn of(
+        state: &State,
+        workspace: Uuid,
+        uses: Option<Arc<Uses>>,
+    ) -> crate::Result<Self> {
+        let uses = match uses {
+            Some(uses) => uses,
+            None => Arc::new(Uses::of(&state.store, workspace).await?),
+        };
+        Ok(Self {
+            shares: state.store.shares(workspace).await?,
+            uses,
+            visits: visits::latest(&state.store, workspace).await?,
+        })
+    }
+}
+
 /// The part of a workspace's page that changes while it is looked at.
 #[derive(Template)]
 #[template(path = "live.html")]
@@ -63,6 +91,7 @@ pub(super) struct Live {
     agents: Vec<AgentView>,
     maximum: &'static str,
     limited: bool,
+    visits: Vec<Visit>,
 }
 
 struct AgentView {
@@ -103,6 +132,7 @@ struct Tile {
     health: &'static str,
     who: &'static str,
     tooltip: String,
+    used: Option<Used>,
     spark: Option<Spark>,
 }
 
@@ -119,6 +149,7 @@ struct PortView {
     listens: bool,
     cut: bool,
     levels: Vec<Level>,
+    used: Option<Used>,
     spark: Option<Spark>,
 }
 
@@ -215,12 +246,17 @@ impl Live {
     pub(super) fn new(
         state: &State,
         workspace: &Workspace,
-        shares: &[Share],
+        known: Known,
         listening: &HashMap<Uuid, Listening>,
         token: String,
     ) -> Self {
         let maximum = workspace.max_share_level();
-        let context = Context { state, workspace };
+        let shares = &known.shares;
+        let context = Context {
+            state,
+            workspace,
+            uses: &known.uses,
+        };
         let agents = workspace.agents.iter();
         Self {
             id: workspace.id,
@@ -232,6 +268,7 @@ impl Live {
                 .collect(),
             maximum: who(maximum),
             limited: maximum < ShareLevel::Public,
+            visits: known.visits,
         }
     }
 }
@@ -239,11 +276,13 @@ impl Live {
 struct Context<'a> {
     state: &'a State,
     workspace: &'a Workspace,
+    uses: &'a Uses,
 }
 
 impl Context<'_> {
     fn agent(&self, agent: &Agent, shares: &[Share], listening: Option<&Listening>) -> AgentView {
         let status = status(self.state, self.workspace, agent);
+        let open = self.state.usage.connections(agent.id);
         let found: &[ListeningPort] = match listening {
             Some(Listening::Ports(ports)) => ports,
             _ => &[],
@@ -254,7 +293,7 @@ impl Context<'_> {
             .collect();
         let shared = own.iter().map(|share| {
             let listens = found.iter().find(|port| port.port == share.port);
-            self.port(agent, share.port, listens, Some(share))
+            self.port(agent, &open, share.port, listens, Some(share))
         });
         let unshared = found
             .iter()
@@ -262,10 +301,10 @@ impl Context<'_> {
         AgentView {
             name: agent.name.clone(),
             connected: status.word == "Connected",
-            groups: self.groups(agent),
+            groups: self.groups(agent, &open),
             shared: shared.collect(),
             listening: unshared
-                .map(|port| self.port(agent, port.port, Some(port), None))
+                .map(|port| self.port(agent, &open, port.port, Some(port), None))
                 .collect(),
             trouble: match listening {
                 Some(Listening::Unknown(why)) => why.clone(),
@@ -297,6 +336,7 @@ impl Context<'_> {
     fn port(
         &self,
         agent: &Agent,
+        open: &Connections,
         port: u16,
         listens: Option<&ListeningPort>,
         share: Option<&&Share>,
@@ -326,14 +366,15 @@ impl Context<'_> {
             listens: listens.is_some(),
             cut: level < asked,
             levels: levels(level, maximum),
+            used: self.uses.of_port(&agent.name, port, open),
             spark: history.as_ref().map(Spark::new),
         }
     }
 
-    fn groups(&self, agent: &Agent) -> Vec<Group> {
+    fn groups(&self, agent: &Agent, open: &Connections) -> Vec<Group> {
         let mut groups: Vec<Group> = Vec::new();
         for (app, health) in agent.apps.iter().filter(|(app, _)| !app.hidden) {
-            let tile = self.tile(agent, app, *health);
+            let tile = self.tile(agent, app, *health, open);
             match groups.iter_mut().find(|group| group.name == app.group) {
                 Some(group) => group.tiles.push(tile),
                 None => groups.push(Group {
@@ -345,7 +386,7 @@ impl Context<'_> {
         groups
     }
 
-    fn tile(&self, agent: &Agent, app: &App, health: AppHealth) -> Tile {
+    fn tile(&self, agent: &Agent, app: &App, health: AppHealth, open: &Connections) -> Tile {
         let name = match app.display_name.is_empty() {
             true => app.slug.clone(),
             false => app.display_name.clone(),
@@ -395,6 +436,7 @@ impl Context<'_> {
             health,
             who: if app.external { "" } else { who(app.share) },
             tooltip: app.tooltip.clone(),
+            used: self.uses.of_app(&agent.name, &app.slug, open),
             spark: history.as_ref().map(Spark::new),
         }
     }
@@ -411,7 +453,11 @@ pub(super) fn port_url(
     port: u16,
     protocol: Protocol,
 ) -> Result<String, String> {
-    let context = Context { state, workspace };
+    let context = Context {
+        state,
+        workspace,
+        uses: &Uses::default(),
+    };
     let mark = if protocol == Protocol::Https { "s" } else { "" };
     context.url(&context.host(format!("{port}{mark}"), agent))
 }

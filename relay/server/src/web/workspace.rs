@@ -9,7 +9,7 @@ use axum::response::Response;
 use http::HeaderMap;
 use serde::Deserialize;
 
-use super::view::{Live, listening};
+use super::view::{Known, Live, listening};
 use super::{Frame, Trouble, Visitor, html, see_other};
 use crate::state::{Shared, State as Server};
 use crate::store::{Transition, Workspace};
@@ -99,17 +99,12 @@ pub(super) async fn live(
     workspace: &Workspace,
     wait: Duration,
 ) -> Result<Live, Trouble> {
-    let (ports, shares) = tokio::join!(
+    let (ports, known) = tokio::join!(
         listening(state, workspace, wait),
-        state.store.shares(workspace.id)
+        Known::of(state, workspace.id, None)
     );
-    Ok(Live::new(
-        state,
-        workspace,
-        &shares?,
-        &ports,
-        visitor.form_token(),
-    ))
+    let token = visitor.form_token();
+    Ok(Live::new(state, workspace, known?, &ports, token))
 }
 
 /// What the form that starts and stops sends.

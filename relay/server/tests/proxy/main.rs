@@ -10,3 +10,4 @@ mod login;
 mod secure;
 mod support;
 mod upgrades;
+mod usage;

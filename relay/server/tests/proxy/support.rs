@@ -68,7 +68,7 @@ pub(crate) struct Site {
     pub(crate) alice: String,
     pub(crate) bob: String,
     pub(crate) admin: String,
-    _data: TempDir,
+    pub(crate) data: TempDir,
 }
 
 impl Site {
@@ -125,7 +125,7 @@ impl Site {
             alice,
             bob,
             admin,
-            _data: data,
+            data,
         }
     }
 
