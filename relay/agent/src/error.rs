@@ -18,6 +18,12 @@ pub enum Error {
     /// The tunnel cannot be opened.
     #[error(transparent)]
     Tunnel(#[from] relay_tunnel::Error),
+    /// A peer of the SSH server breaks the rules.
+    #[error("SSH: {0}; use another client, or report this if it is OpenSSH's")]
+    Ssh(&'static str),
+    /// A connection to the SSH server broke.
+    #[error("the connection broke: {0}; connect again")]
+    Io(#[from] std::io::Error),
     /// Something that goes on for ever ended.
     #[error("the agent's {0} ended; start the agent again")]
     Ended(&'static str),

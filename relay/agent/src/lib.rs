@@ -7,10 +7,12 @@ mod error;
 pub mod health;
 pub mod listening;
 mod peers;
+pub mod ssh;
 mod tcp;
 mod udp;
 
 use std::future::Future;
+use std::sync::Arc;
 use std::time::Duration;
 
 use relay_control::agent::{AgentSession, App, Event, Identity};
@@ -55,6 +57,8 @@ pub struct Config {
     pub busy_poll: Duration,
     /// How bytes are moved.
     pub engine: Engine,
+    /// What the SSH server does not do.
+    pub ssh: ssh::Options,
 }
 
 /// Serves until `shutdown` comes back, then takes leave in order.
@@ -88,6 +92,7 @@ async fn serve(config: Config, session: &mut AgentSession, nodes: OwnNode) -> Re
         key_file: None,
         ..config.access.tls.clone()
     };
+    let ssh = Arc::new(ssh::Server::new(config.ssh, (&identity).into())?);
     let (apps, checked) = watch::channel(identity.apps.clone());
     let (tunnel, events) = open(config, &identity)?;
     tunnel.set_derp_map(identity.derp_map).await?;
@@ -97,7 +102,7 @@ async fn serve(config: Config, session: &mut AgentSession, nodes: OwnNode) -> Re
     tasks.spawn(announce(tunnel.clone(), nodes, name));
     tasks.spawn(report(events));
     tasks.spawn(checks::run(checked, tls, session.healths()));
-    tasks.spawn(tcp::serve(tunnel.incoming(), engine));
+    tasks.spawn(tcp::serve(tunnel.incoming(), engine, ssh));
     let answers = tunnel.clone();
     tasks.spawn(udp::serve(tunnel.serve_datagrams(), move |datagram| {
         let tunnel = answers.clone();

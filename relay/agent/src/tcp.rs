@@ -13,6 +13,7 @@ use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 
 use crate::api::{self, Api};
+use crate::ssh;
 
 /// What one peer may have open. Two descriptors each; the limit of descriptors is for all peers.
 const PER_PEER: usize = 16_384;
@@ -20,7 +21,11 @@ const PER_PEER: usize = 16_384;
 const DIAL: Duration = Duration::from_secs(10);
 
 /// Serves connections until the tunnel is closed.
-pub(crate) async fn serve(mut incoming: mpsc::Receiver<Incoming>, engine: Engine) {
+pub(crate) async fn serve(
+    mut incoming: mpsc::Receiver<Incoming>,
+    engine: Engine,
+    ssh: Arc<ssh::Server>,
+) {
     let open = Open::default();
     let api = Arc::new(Api::default());
     while let Some(wanted) = incoming.recv().await {
@@ -30,10 +35,11 @@ pub(crate) async fn serve(mut incoming: mpsc::Receiver<Incoming>, engine: Engine
             wanted.refuse();
             continue;
         };
-        let api = Arc::clone(&api);
+        let (api, ssh) = (Arc::clone(&api), Arc::clone(&ssh));
         tokio::spawn(async move {
             match wanted.port() {
                 api::PORT => answer(wanted, api).await,
+                port if ssh::PORTS.contains(&port) => log_in(wanted, ssh).await,
                 _ => connect(wanted, engine).await,
             }
             drop(place);
@@ -45,6 +51,18 @@ pub(crate) async fn serve(mut incoming: mpsc::Receiver<Incoming>, engine: Engine
 async fn answer(wanted: Incoming, api: Arc<Api>) {
     match wanted.accept().await {
         Ok(peer) => api.serve(peer).await,
+        Err(error) => tracing::debug!(%error, "the peer went away before it was connected"),
+    }
+}
+
+/// Serves SSH, which the agent itself speaks.
+async fn log_in(wanted: Incoming, ssh: Arc<ssh::Server>) {
+    match wanted.accept().await {
+        Ok(peer) => {
+            if let (Ok(remote), Ok(local)) = (peer.peer_addr(), peer.local_addr()) {
+                ssh.serve(peer, ssh::Peer { remote, local }).await;
+            }
+        }
         Err(error) => tracing::debug!(%error, "the peer went away before it was connected"),
     }
 }

@@ -1,6 +1,7 @@
 //! An agent's session with the control plane: manifest, life cycle, coordination, all over one
 //! connection that is opened again whenever it breaks (coder_wire §14).
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use relay_tunnel::endpoint::{LocalNode, PeerNode};
@@ -49,6 +50,14 @@ pub struct Identity {
     pub workspace: String,
     /// The workspace owner's user name.
     pub owner: String,
+    /// The workspace's id; nil when the control plane does not say it.
+    pub workspace_id: Uuid,
+    /// Where programs are started, with `~` and variables not yet expanded; may be empty.
+    pub directory: String,
+    /// Variables for programs in the workspace.
+    pub environment: BTreeMap<String, String>,
+    /// The address of a port in a browser, with `{{port}}` in its place; may be empty.
+    pub port_template: String,
     /// The relays, already at the deployment's own address where they are part of it.
     pub derp_map: DerpMap,
     /// No direct connections.
@@ -258,6 +267,10 @@ impl Run {
             name: manifest.agent_name,
             workspace: manifest.workspace_name,
             owner: manifest.owner_username,
+            workspace_id: parse_id(&manifest.workspace_id).unwrap_or_default(),
+            directory: manifest.directory,
+            environment: manifest.environment_variables,
+            port_template: manifest.vs_code_port_proxy_uri,
             derp_map: relays(told, self.http.url()),
             disable_direct: manifest.disable_direct_connections,
             force_websockets: manifest.derp_force_websockets,

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use anyhow::Context;
-use relay_agent::Config;
+use relay_agent::{Config, ssh};
 use relay_engine::limits;
 use relay_tunnel::stack::NetHelper;
 use url::Url;
@@ -37,6 +37,16 @@ pub(crate) struct Args {
     #[arg(long, env = "CODER_AGENT_TOKEN_FILE", value_name = "FILE")]
     #[arg(hide_env_values = true)]
     token_file: Option<PathBuf>,
+    /// Refuse connections from SSH clients to what the workspace can reach (ssh -L, -D, -W);
+    /// `relay port-forward` goes on
+    #[arg(long, env = "CODER_AGENT_BLOCK_LOCAL_PORT_FORWARDING")]
+    block_local_port_forwarding: bool,
+    /// Refuse listeners in the workspace for SSH clients (ssh -R)
+    #[arg(long, env = "CODER_AGENT_BLOCK_REVERSE_PORT_FORWARDING")]
+    block_reverse_port_forwarding: bool,
+    /// Refuse the programs that move files over SSH: nc, rsync, scp, sftp
+    #[arg(long, env = "CODER_AGENT_BLOCK_FILE_TRANSFER")]
+    block_file_transfer: bool,
     #[command(flatten)]
     tunnel: TunnelArgs,
 }
@@ -58,6 +68,11 @@ pub(crate) fn run(args: Args, global: &Global) -> anyhow::Result<()> {
         offloads: args.tunnel.disable_offloads,
         busy_poll: args.tunnel.busy_poll(),
         engine: args.tunnel.engine,
+        ssh: ssh::Options {
+            block_local_forwarding: args.block_local_port_forwarding,
+            block_reverse_forwarding: args.block_reverse_port_forwarding,
+            block_file_transfer: args.block_file_transfer,
+        },
     };
     block_on(async { Ok(relay_agent::run(config, interrupted()?).await?) })
 }

@@ -1,0 +1,7 @@
+//! The agent's SSH server and the system's OpenSSH.
+
+#![allow(clippy::print_stdout, clippy::unwrap_used)]
+
+mod forwards;
+mod programs;
+mod support;
