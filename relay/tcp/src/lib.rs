@@ -1,0 +1,36 @@
+//! TCP made for forwarding in bulk, for where no kernel's TCP is to be had. Nothing here does I/O:
+//! packets, time and randomness come in as arguments, so the same code serves the product, the
+//! simulator and the fuzzer.
+//!
+//! A [`Connection`] takes segments ([`Connection::handle_segment`]), time
+//! ([`Connection::handle_timeout`]) and the application's reads and writes, and gives packets
+//! ([`Connection::poll_transmit`]), the next moment it wants to be called
+//! ([`Connection::poll_timeout`]) and events ([`Connection::take_events`]).
+//!
+//! Its unit is the burst: any number of segments are taken before one acknowledgement is made for
+//! all of them, and one call writes up to 64 segments of one length straight into the caller's
+//! buffer ([`PacketSink`]), as segmentation offload takes them.
+
+mod buffer;
+pub mod cc;
+mod checksum;
+mod config;
+mod connection;
+mod emit;
+mod error;
+mod pacer;
+mod pool;
+mod ranges;
+mod recovery;
+pub mod segment;
+mod seq;
+mod time;
+
+pub use config::{Algorithm, Config, Keepalive};
+pub use connection::{
+    CloseReason, Connection, Events, Request, Secrets, State, Timer, Transmit, Tuple,
+};
+pub use emit::{Checksums, PacketSink, reset_for};
+pub use error::Error;
+pub use pool::Pool;
+pub use time::Instant;

@@ -1,0 +1,679 @@
+//! The sender's memory: what is on its way, what is lost, when to send again, and what the
+//! congestion control is told of it. It knows positions and times, and no packets.
+
+mod prr;
+mod rack;
+mod rate;
+mod rtt;
+mod scoreboard;
+
+use std::time::Duration;
+
+use crate::cc::{Ack, Congestion, Lost, Signal};
+use crate::seq;
+use crate::time::Instant;
+
+use prr::Prr;
+use rack::{Conditions, Rack};
+use rate::RateSampler;
+pub(crate) use rtt::Rtt;
+use scoreboard::Scoreboard;
+pub(crate) use scoreboard::Sent;
+
+/// Duplicate acknowledgements that mean a loss, where the peer knows no SACK (RFC 5681 §3.2).
+const DUPLICATE_ACKS: u32 = 3;
+/// A peer may hold an acknowledgement of a lone segment back for so long (RFC 8985 §7.2).
+const WORST_DELAYED_ACK: Duration = Duration::from_millis(200);
+
+/// Milliseconds after which an echoed timestamp is not believed.
+const ECHO_EXPIRES: u32 = 300_000;
+
+/// Whether something is being repaired.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Phase {
+    /// Nothing is.
+    Open,
+    /// A loss that acknowledgements told (RFC 6675).
+    Recovery,
+    /// A loss that the timeout told.
+    Timeout,
+}
+
+/// What a retransmission timer does when it fires.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Alarm {
+    /// Looks whether segments that were overtaken are lost by now (RFC 8985 §6.3).
+    Reordering,
+    /// Sends a probe so that a lost tail is noticed (RFC 8985 §7).
+    Probe,
+    /// Believes all lost that should have arrived (RFC 6298).
+    Timeout,
+}
+
+/// An acknowledgement as the recovery sees it.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct AckInput<'a> {
+    pub(crate) now: Instant,
+    /// The edge it acknowledges.
+    pub(crate) edge: u64,
+    /// What the peer holds beyond gaps.
+    pub(crate) sacked: &'a [(u64, u64)],
+    /// What the peer got twice.
+    pub(crate) duplicate: Option<(u64, u64)>,
+    /// Echoed timestamp in milliseconds of our clock.
+    pub(crate) echo: Option<u32>,
+    /// Whether it carries neither data nor a new window.
+    pub(crate) is_bare: bool,
+    /// Whether the peer echoes congestion.
+    pub(crate) congested: bool,
+}
+
+/// What could be wrong about the repair that goes on.
+#[derive(Debug, Clone, Copy)]
+struct Undo {
+    /// Retransmissions that were not reported as duplicates; none if there is no knowing.
+    unexplained: Option<u32>,
+    /// When the first retransmission was sent.
+    first: Option<Instant>,
+}
+
+/// A tail loss probe that is on its way.
+#[derive(Debug, Clone, Copy)]
+struct TailProbe {
+    end: u64,
+    retransmitted: bool,
+}
+
+/// The sender's memory of one connection.
+#[derive(Debug)]
+pub(crate) struct Recovery {
+    pub(crate) rtt: Rtt,
+    board: Scoreboard,
+    rate: RateSampler,
+    rack: Rack,
+    prr: Option<Prr>,
+    cc: Box<dyn Congestion>,
+    phase: Phase,
+    /// The repair is over when this position is acknowledged.
+    point: u64,
+    undo: Option<Undo>,
+    probe: Option<TailProbe>,
+    /// Edge of what is acknowledged, and the next position to be sent.
+    edge: u64,
+    next: u64,
+    mss: u64,
+    sack: bool,
+    duplicate_acks: u32,
+    /// No second reaction to an echo of congestion before this position is acknowledged.
+    congestion_point: u64,
+    alarm: Option<(Instant, Alarm)>,
+    window_limited: bool,
+    /// Whether the window was reduced and the peer was not told (RFC 3168 §6.1.2).
+    reduced: bool,
+    /// When the peer acknowledged something last, or something was sent after a pause.
+    pub(crate) progress: Instant,
+    delivered: Vec<Sent>,
+    lost: Vec<Sent>,
+}
+
+impl Recovery {
+    /// A memory without anything sent; the first byte has position `start`.
+    pub(crate) fn new(rtt: Rtt, cc: Box<dyn Congestion>, start: u64, mss: u64, sack: bool) -> Self {
+        Self {
+            rtt,
+            board: Scoreboard::default(),
+            rate: RateSampler::default(),
+            rack: Rack::default(),
+            prr: None,
+            cc,
+            phase: Phase::Open,
+            point: start,
+            undo: None,
+            probe: None,
+            edge: start,
+            next: start,
+            mss,
+            sack,
+            duplicate_acks: 0,
+            congestion_point: start,
+            alarm: None,
+            window_limited: false,
+            reduced: false,
+            progress: Instant::ZERO,
+            delivered: Vec::new(),
+            lost: Vec::new(),
+        }
+    }
+
+    /// Edge of what is acknowledged.
+    pub(crate) fn edge(&self) -> u64 {
+        self.edge
+    }
+
+    /// The next position to be sent for the first time.
+    pub(crate) fn next(&self) -> u64 {
+        self.next
+    }
+
+    /// Bytes on their way, as far as is known.
+    pub(crate) fn in_flight(&self) -> u64 {
+        // Without SACK, each duplicate acknowledgement tells that one segment arrived.
+        let arrived = u64::from(self.duplicate_acks) * self.mss;
+        self.board.in_flight().saturating_sub(arrived)
+    }
+
+    /// How much more may be put in flight now.
+    pub(crate) fn room(&self) -> u64 {
+        self.window().saturating_sub(self.in_flight())
+    }
+
+    /// The congestion window.
+    pub(crate) fn window(&self) -> u64 {
+        self.prr.as_ref().map_or(self.cc.window(), Prr::window)
+    }
+
+    /// How fast to send, in bytes per second.
+    pub(crate) fn pacing_rate(&self) -> Option<u64> {
+        self.cc.pacing_rate()
+    }
+
+    pub(crate) fn phase(&self) -> Phase {
+        self.phase
+    }
+
+    pub(crate) fn is_idle(&self) -> bool {
+        self.board.is_empty()
+    }
+
+    /// The lowest segment that has to be sent again.
+    pub(crate) fn first_lost(&self) -> Option<(u64, Sent)> {
+        self.board.first_lost()
+    }
+
+    pub(crate) fn alarm(&self) -> Option<(Instant, Alarm)> {
+        self.alarm
+    }
+
+    /// Whether the congestion window is what keeps data back.
+    pub(crate) fn set_window_limited(&mut self) {
+        self.window_limited = true;
+    }
+
+    /// The application has no more to send while the window would take more.
+    pub(crate) fn set_app_limited(&mut self) {
+        if !self.board.has_lost() {
+            self.window_limited = false;
+            self.rate.set_app_limited(self.in_flight());
+        }
+    }
+
+    /// Segments have another size from now on; longer ones that are in flight are believed lost,
+    /// which is no sign of congestion.
+    pub(crate) fn set_mss(&mut self, mss: u64) {
+        if mss < self.mss {
+            self.board.cut(mss);
+        }
+        self.mss = mss;
+        self.cc.set_mss(mss);
+    }
+
+    /// Whether the window was reduced since the last call.
+    pub(crate) fn take_reduced(&mut self) -> bool {
+        std::mem::take(&mut self.reduced)
+    }
+
+    /// The connection is over: nothing is on its way, and nothing is waited for.
+    pub(crate) fn forget(&mut self) {
+        self.board = Scoreboard::default();
+        self.alarm = None;
+        self.probe = None;
+    }
+
+    /// New data of `length` bytes is sent.
+    pub(crate) fn sent(&mut self, now: Instant, length: u64) {
+        let in_flight = self.in_flight();
+        if self.board.is_empty() {
+            self.progress = now;
+        }
+        self.count_sent(now, in_flight, length);
+        let stamp = self.rate.stamp(now, in_flight, length);
+        self.board.push(self.next, self.next + length, now, stamp);
+        self.next += length;
+    }
+
+    /// A segment is sent again.
+    pub(crate) fn resent(&mut self, now: Instant, id: u64, length: u64) {
+        let in_flight = self.in_flight();
+        self.count_sent(now, in_flight, length);
+        let stamp = self.rate.stamp(now, in_flight, length);
+        self.board.retransmit(id, now, stamp);
+        if let Some(undo) = &mut self.undo {
+            undo.first = undo.first.or(Some(now));
+            if let Some(count) = &mut undo.unexplained {
+                *count += 1;
+            }
+        }
+    }
+
+    fn count_sent(&mut self, now: Instant, in_flight: u64, length: u64) {
+        self.cc
+            .on_sent(now, in_flight, length, self.rate.is_app_limited());
+        if let Some(prr) = &mut self.prr {
+            prr.sent(length);
+        }
+    }
+
+    /// Sets the timer after something was sent: it runs from the first of what is in flight
+    /// (RFC 6298 §5.1), a probe's from the last (RFC 8985 §7.2).
+    pub(crate) fn arm_after_sending(&mut self, now: Instant) {
+        if !matches!(self.alarm, Some((_, Alarm::Timeout | Alarm::Reordering))) {
+            self.arm(now);
+        }
+    }
+
+    /// Takes an acknowledgement. Returns whether it moved the edge.
+    pub(crate) fn acknowledged(&mut self, input: &AckInput<'_>) -> bool {
+        let now = input.now;
+        let in_flight_before = self.in_flight();
+        let moved = input.edge > self.edge;
+        let mut delivered = std::mem::take(&mut self.delivered);
+        self.board.acknowledge(input.edge, &mut delivered);
+        let in_order = delivered.len();
+        for &(start, end) in input.sacked {
+            self.board
+                .sack(start.max(input.edge), end.min(self.next), &mut delivered);
+        }
+        if moved {
+            self.edge = input.edge;
+            self.next = self.next.max(input.edge);
+            self.progress = now;
+            self.rtt.reset_backoff();
+            self.rack.acknowledged(input.edge);
+        }
+        let rtt = self.note_delivered(&delivered, in_order, input);
+        let mut acked: u64 = delivered.iter().map(Sent::length).sum();
+        let late_original = delivered
+            .iter()
+            .any(|sent| sent.fate == scoreboard::Fate::Lost && !sent.retransmitted);
+        delivered.clear();
+        self.delivered = delivered;
+        acked += self.count_duplicate_ack(input, moved);
+        self.note_duplicate(input);
+
+        let undone = self.undo_if_spurious(input, moved, late_original);
+        let lost_bytes = self.detect(now, moved);
+        self.end_probe(input, lost_bytes);
+        self.change_phase(now, moved, lost_bytes, undone);
+        self.heed_congestion(input);
+
+        let ack = Ack {
+            now,
+            acked,
+            lost: lost_bytes,
+            in_flight_before,
+            in_flight: self.in_flight(),
+            delivered: self.rate.total(),
+            sample: self.rate.finish(self.rtt.min()),
+            rtt,
+            smoothed_rtt: self.rtt.smoothed(),
+            edge: self.edge,
+            next: self.next,
+            window_limited: self.window_limited,
+            recovering: self.phase == Phase::Recovery,
+        };
+        self.cc.on_ack(&ack);
+        if let (Some(prr), Some(target)) = (&mut self.prr, self.cc.reduction_target()) {
+            let safe = moved && lost_bytes == 0;
+            prr.acknowledged(acked, ack.in_flight, target, self.mss, safe);
+        }
+        // RFC 6298 §5.3, RFC 8985 §7.2: news restart the timer.
+        if acked > 0 || moved || lost_bytes > 0 || self.alarm.is_none() {
+            self.arm(now);
+        }
+        moved
+    }
+
+    /// Measures with what arrived, of which the first `in_order` were below the edge, and returns
+    /// the round-trip time if there was one.
+    fn note_delivered(
+        &mut self,
+        delivered: &[Sent],
+        in_order: usize,
+        input: &AckInput<'_>,
+    ) -> Option<Duration> {
+        let rtt = round_trip(delivered, in_order, input);
+        if let Some(rtt) = rtt {
+            self.rtt.sample(rtt, input.now);
+        } else if let (Some(echo), false) = (input.echo, delivered.is_empty()) {
+            // Only the echoed timestamp tells which transmission was answered (RFC 7323 §4.1).
+            let age = (input.now.as_millis() as u32).wrapping_sub(echo);
+            if age < ECHO_EXPIRES {
+                self.rtt
+                    .sample(Duration::from_millis(u64::from(age.max(1))), input.now);
+            }
+        }
+        for sent in delivered {
+            self.rate.delivered(sent, input.now);
+            self.rack
+                .delivered(sent, input.now, self.rtt.min(), input.echo);
+        }
+        rtt
+    }
+
+    /// Counts a duplicate acknowledgement of a peer without SACK, and returns the bytes it stands
+    /// for.
+    fn count_duplicate_ack(&mut self, input: &AckInput<'_>, moved: bool) -> u64 {
+        if self.sack {
+            return 0;
+        }
+        if moved {
+            self.duplicate_acks = 0;
+            return 0;
+        }
+        if !input.is_bare || self.board.is_empty() {
+            return 0;
+        }
+        let most = (self.board.in_flight() / self.mss) as u32;
+        if self.duplicate_acks >= most {
+            return 0;
+        }
+        self.duplicate_acks += 1;
+        self.mss
+    }
+
+    fn note_duplicate(&mut self, input: &AckInput<'_>) {
+        if input.duplicate.is_none() {
+            return;
+        }
+        self.rack.duplicate_reported(self.next);
+        if let Some(Undo {
+            unexplained: Some(count),
+            ..
+        }) = &mut self.undo
+        {
+            *count = count.saturating_sub(1);
+        }
+    }
+
+    /// Eifel by timestamps (RFC 3522), by duplicates reported (RFC 3708), and F-RTO's rule that a
+    /// segment which arrives without having been sent again proves the timeout wrong (RFC 5682).
+    fn undo_if_spurious(&mut self, input: &AckInput<'_>, moved: bool, late_original: bool) -> bool {
+        if self.phase == Phase::Open {
+            return false;
+        }
+        let Some(undo) = self.undo else { return false };
+        let by_timestamp = moved
+            && matches!((undo.first, input.echo), (Some(first), Some(echo))
+                if seq::is_older(echo, first.as_millis() as u32));
+        let by_duplicates = undo.first.is_some() && undo.unexplained == Some(0);
+        let by_original = self.phase == Phase::Timeout && late_original;
+        if !(by_timestamp || by_duplicates || by_original) {
+            return false;
+        }
+        self.cc.undo(input.now);
+        self.board.unlose();
+        self.phase = Phase::Open;
+        self.prr = None;
+        self.undo = None;
+        true
+    }
+
+    /// Finds losses and returns their bytes.
+    fn detect(&mut self, now: Instant, moved: bool) -> u64 {
+        let mut lost = std::mem::take(&mut self.lost);
+        if self.sack {
+            let conditions = self.conditions();
+            self.rack
+                .detect(&mut self.board, conditions, now, &mut lost);
+        } else {
+            self.detect_without_sack(moved, &mut lost);
+        }
+        let bytes = self.report_lost(now, &lost);
+        lost.clear();
+        self.lost = lost;
+        bytes
+    }
+
+    /// NewReno (RFC 6582): three duplicates mean that the first segment is lost, and a partial
+    /// acknowledgement during the repair that the next one is.
+    fn detect_without_sack(&mut self, moved: bool, lost: &mut Vec<Sent>) {
+        let by_duplicates = self.phase == Phase::Open && self.duplicate_acks == DUPLICATE_ACKS;
+        let by_part = self.phase == Phase::Recovery && moved && self.edge < self.point;
+        if !(by_duplicates || by_part) {
+            return;
+        }
+        if let Some((id, sent)) = self.board.first_missing()
+            && !(by_part && sent.retransmitted)
+        {
+            lost.extend(self.board.lose(id));
+        }
+    }
+
+    fn report_lost(&mut self, now: Instant, lost: &[Sent]) -> u64 {
+        let mut bytes = 0;
+        for sent in lost {
+            bytes += sent.length();
+            self.rate.lost(sent.length());
+            self.cc.on_lost(&Lost {
+                now,
+                bytes: sent.length(),
+                in_flight_when_sent: sent.stamp.in_flight,
+                lost_since: self.rate.lost_since(&sent.stamp),
+                app_limited: sent.stamp.app_limited,
+            });
+        }
+        bytes
+    }
+
+    fn change_phase(&mut self, now: Instant, moved: bool, lost: u64, undone: bool) {
+        if self.phase != Phase::Open && moved && self.edge >= self.point {
+            self.finish_repair(now);
+        }
+        if self.phase == Phase::Open && lost > 0 {
+            self.begin_recovery(now, lost, undone);
+        }
+    }
+
+    fn begin_recovery(&mut self, now: Instant, lost: u64, undone: bool) {
+        let in_flight = self.in_flight();
+        self.cc.on_congestion(now, Signal::Loss, in_flight + lost);
+        let flight = self.next - self.edge;
+        self.prr = self
+            .cc
+            .reduction_target()
+            .map(|_| Prr::start(flight, in_flight));
+        self.phase = Phase::Recovery;
+        self.point = self.next;
+        self.congestion_point = self.next;
+        self.reduced = true;
+        self.undo = Some(Undo {
+            unexplained: (!undone).then_some(0),
+            first: None,
+        });
+    }
+
+    fn finish_repair(&mut self, now: Instant) {
+        if self.phase == Phase::Recovery {
+            self.rack.recovered();
+        }
+        self.phase = Phase::Open;
+        self.prr = None;
+        self.undo = None;
+        self.duplicate_acks = 0;
+        self.cc.on_recovered(now);
+    }
+
+    /// RFC 3168 §6.1.2: one reduction for a window of data.
+    fn heed_congestion(&mut self, input: &AckInput<'_>) {
+        if input.congested && self.phase == Phase::Open && self.edge >= self.congestion_point {
+            self.cc
+                .on_congestion(input.now, Signal::Ecn, self.in_flight());
+            self.congestion_point = self.next;
+            self.reduced = true;
+        }
+    }
+
+    /// RFC 8985 §7.4.2: an acknowledgement beyond a probe that was a retransmission tells that the
+    /// probe repaired a loss, unless the peer says it had the segment.
+    fn end_probe(&mut self, input: &AckInput<'_>, lost: u64) {
+        let Some(probe) = self.probe else { return };
+        if input.edge < probe.end {
+            return;
+        }
+        let had_it = input.duplicate.is_some_and(|(_, end)| end == probe.end);
+        if !probe.retransmitted || had_it {
+            self.probe = None;
+        } else if input.edge > probe.end {
+            self.probe = None;
+            if self.phase == Phase::Open && lost == 0 {
+                self.cc
+                    .on_congestion(input.now, Signal::Loss, self.in_flight());
+                self.cc.on_recovered(input.now);
+            }
+        } else if input.is_bare && input.sacked.is_empty() {
+            self.probe = None;
+        }
+    }
+
+    fn conditions(&self) -> Conditions {
+        Conditions {
+            min_rtt: self.rtt.min().unwrap_or_default(),
+            smoothed_rtt: self.rtt.smoothed().unwrap_or_default(),
+            recovering: self.phase != Phase::Open,
+        }
+    }
+
+    /// Chooses the timer anew.
+    fn arm(&mut self, now: Instant) {
+        self.alarm = self.choose_alarm(now);
+    }
+
+    fn choose_alarm(&mut self, now: Instant) -> Option<(Instant, Alarm)> {
+        if self.board.is_empty() {
+            return None;
+        }
+        if self.sack {
+            let conditions = self.conditions();
+            let mut lost = std::mem::take(&mut self.lost);
+            let at = self
+                .rack
+                .detect(&mut self.board, conditions, now, &mut lost);
+            // Everything that is due was found before.
+            self.report_lost(now, &lost);
+            lost.clear();
+            self.lost = lost;
+            if let Some(at) = at {
+                return Some((at, Alarm::Reordering));
+            }
+        }
+        let timeout = now + self.rtt.rto();
+        let may_probe = self.sack
+            && self.phase == Phase::Open
+            && self.probe.is_none()
+            && self.rtt.backoff() == 0
+            && self.board.sacked_segments() == 0;
+        if may_probe {
+            let at = now + self.probe_timeout();
+            if at < timeout {
+                return Some((at, Alarm::Probe));
+            }
+        }
+        Some((timeout, Alarm::Timeout))
+    }
+
+    /// RFC 8985 §7.2.
+    fn probe_timeout(&self) -> Duration {
+        match self.rtt.smoothed() {
+            None => Duration::from_secs(1),
+            Some(smoothed) if self.board.len() == 1 => smoothed * 2 + WORST_DELAYED_ACK,
+            Some(smoothed) => smoothed * 2 + Duration::from_millis(2),
+        }
+    }
+
+    /// The alarm went off. Returns which it was.
+    pub(crate) fn alarmed(&mut self, now: Instant) -> Option<Alarm> {
+        let (at, alarm) = self.alarm?;
+        if at > now {
+            return None;
+        }
+        match alarm {
+            Alarm::Reordering => {
+                let lost = self.detect(now, false);
+                self.change_phase(now, false, lost, false);
+                self.arm(now);
+            }
+            // The connection sends the probe, and says so.
+            Alarm::Probe => self.alarm = Some((now + self.rtt.rto(), Alarm::Timeout)),
+            Alarm::Timeout => self.timed_out(now),
+        }
+        Some(alarm)
+    }
+
+    /// A tail loss probe was sent: new data, or the last segment again.
+    pub(crate) fn probed(&mut self, now: Instant, retransmitted: bool) {
+        self.probe = Some(TailProbe {
+            end: self.next,
+            retransmitted,
+        });
+        self.alarm = Some((now + self.rtt.rto(), Alarm::Timeout));
+    }
+
+    /// What a tail loss probe sends if there is no new data.
+    pub(crate) fn tail(&self) -> Option<(u64, Sent)> {
+        self.board.last_missing()
+    }
+
+    /// RFC 6298 §5.4 to §5.7, RFC 8985 §6.3: what was sent long enough ago is lost.
+    fn timed_out(&mut self, now: Instant) {
+        // A peer that says it holds the first segment and does not acknowledge it takes back what
+        // it said (RFC 2018 §8).
+        if self
+            .board
+            .front()
+            .is_some_and(|sent| sent.fate == scoreboard::Fate::Sacked)
+        {
+            self.board.forget_sacks();
+        }
+        let age = self.rack.rtt() + self.rack.window(&self.board, self.conditions());
+        let first = self.board.front().map(|sent| sent.start);
+        let all = !self.sack;
+        let ids = self
+            .board
+            .in_flight_where(|sent| all || Some(sent.start) == first || sent.time + age <= now);
+        let lost: Vec<Sent> = ids
+            .into_iter()
+            .filter_map(|id| self.board.lose(id))
+            .collect();
+        self.report_lost(now, &lost);
+        let bytes: u64 = lost.iter().map(Sent::length).sum();
+        if self.phase != Phase::Timeout {
+            self.cc.on_timeout(now, self.board.in_flight() + bytes);
+            self.undo = Some(Undo {
+                unexplained: Some(0),
+                first: None,
+            });
+        }
+        self.phase = Phase::Timeout;
+        self.prr = None;
+        self.probe = None;
+        self.duplicate_acks = 0;
+        self.point = self.next;
+        self.reduced = true;
+        self.rtt.back_off();
+        self.alarm = Some((now + self.rtt.rto(), Alarm::Timeout));
+    }
+}
+
+/// The round-trip time that the newest of the delivered segments tells (RFC 6298 §3): none of what
+/// was sent twice, and none of what waited below the edge for something that was sent twice.
+fn round_trip(delivered: &[Sent], in_order: usize, input: &AckInput<'_>) -> Option<Duration> {
+    let waited = delivered[..in_order].iter().any(|sent| sent.retransmitted);
+    let told = if waited {
+        &delivered[in_order..]
+    } else {
+        delivered
+    };
+    let once = told.iter().filter(|sent| !sent.retransmitted);
+    let newest = once.max_by_key(|sent| sent.time)?;
+    Some(input.now.since(newest.time))
+}

@@ -1,0 +1,141 @@
+//! Data crosses bad paths: complete, in order, and fast enough.
+
+#![allow(clippy::print_stdout)]
+
+mod sim;
+
+use std::time::Duration;
+
+use relay_tcp::{Algorithm, CloseReason, Config, Instant, Timer};
+use sim::Sim;
+use sim::app::App;
+use sim::path::{PathOptions, mbit};
+
+fn config(algorithm: Algorithm) -> Config {
+    Config {
+        mtu: 1420,
+        algorithm,
+        ..Config::default()
+    }
+}
+
+fn millis(millis: u64) -> Duration {
+    Duration::from_millis(millis)
+}
+
+/// Megabits per second of one upload of `total` bytes.
+fn rate(seed: u64, paths: [PathOptions; 2], config: Config, total: u64) -> f64 {
+    let mut sim = Sim::with_paths(seed, paths);
+    sim.burst = Duration::from_micros(50);
+    let flow = sim.connect([config.clone(), config], App::upload(total), Duration::ZERO);
+    assert!(sim.run(Duration::from_secs(600)), "it never ends");
+    let end = sim.flows[flow].apps[1]
+        .finished_at
+        .expect("the end was read");
+    let rate = total as f64 * 8e-6 / end.since(Instant::from_millis(1000)).as_secs_f64();
+    let path = &sim.paths[0];
+    println!(
+        "{rate:.0} Mbit/s; {} packets, {} lost, {} overflowed, queue at most {} KiB; {} timeouts",
+        path.sent,
+        path.lost,
+        path.overflowed,
+        path.deepest >> 10,
+        sim.timers_fired
+            .iter()
+            .filter(|(.., timer)| *timer == Timer::Retransmission)
+            .count(),
+    );
+    rate
+}
+
+fn there_and_back(there: PathOptions) -> [PathOptions; 2] {
+    let back = PathOptions {
+        delay: there.delay,
+        ..PathOptions::default()
+    };
+    [there, back]
+}
+
+#[test]
+fn a_transfer_over_a_clean_path_ends_in_order_on_both_sides() {
+    let mut sim = Sim::new(1, PathOptions::default());
+    let config = config(Algorithm::Bbr);
+    let flow = sim.connect(
+        [config.clone(), config],
+        App::upload(1 << 20),
+        Duration::ZERO,
+    );
+    assert!(sim.run(Duration::from_secs(60)));
+    let flow = &sim.flows[flow];
+    assert_eq!(flow.apps[1].received, 1 << 20);
+    assert_eq!(flow.events[1].closed, Some(CloseReason::Finished));
+    assert!(flow.events[0].connected && flow.events[0].finished);
+    // Nothing was sent twice.
+    let segments = (1 << 20) / (1420 - 60 - 12) + 1;
+    assert!(sim.paths[0].sent < segments + 40, "{}", sim.paths[0].sent);
+    assert_eq!(sim.pools[0].used() + sim.pools[1].used(), 0);
+}
+
+#[test]
+fn one_percent_of_loss_does_not_stop_a_stream() {
+    let path = PathOptions {
+        loss: 0.01,
+        ..PathOptions::default()
+    };
+    let rate = rate(2, there_and_back(path), config(Algorithm::Bbr), 400 << 20);
+    assert!(rate > 1000.0, "{rate:.0} Mbit/s");
+}
+
+#[test]
+fn a_long_path_with_loss_is_well_used() {
+    let path = PathOptions {
+        rate: mbit(300),
+        queue: 1 << 20,
+        delay: millis(20),
+        loss: 0.005,
+        ..PathOptions::default()
+    };
+    let rate = rate(3, there_and_back(path), config(Algorithm::Bbr), 300 << 20);
+    assert!(rate > 180.0, "{rate:.0} Mbit/s");
+}
+
+#[test]
+fn a_clean_bottleneck_is_filled_whatever_its_queue() {
+    for algorithm in [Algorithm::Bbr, Algorithm::Cubic] {
+        for queue in [64 << 10, 256 << 10, 2 << 20] {
+            let path = PathOptions {
+                rate: mbit(100),
+                queue,
+                ..PathOptions::default()
+            };
+            print!("{algorithm:?}, queue of {} KiB: ", queue >> 10);
+            let rate = rate(4, there_and_back(path), config(algorithm), 100 << 20);
+            assert!(rate > 75.0, "{rate:.0} Mbit/s");
+        }
+    }
+}
+
+#[test]
+fn bbr_keeps_a_deep_queue_short() {
+    let path = PathOptions {
+        rate: mbit(100),
+        queue: 8 << 20,
+        ..PathOptions::default()
+    };
+    let mut sim = Sim::with_paths(5, there_and_back(path));
+    let config = config(Algorithm::Bbr);
+    sim.connect(
+        [config.clone(), config],
+        App::upload(400 << 20),
+        Duration::ZERO,
+    );
+    sim.run(Duration::from_secs(5));
+    sim.paths[0].deepest = 0;
+    sim.run(Duration::from_secs(10));
+    // The path itself holds 250 kB.
+    assert!(
+        sim.paths[0].deepest < 500_000,
+        "{} bytes",
+        sim.paths[0].deepest
+    );
+}
