@@ -5,7 +5,7 @@ use std::net::{SocketAddr, TcpStream};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::{Ask, dial};
+use super::{Ask, dial, dial_with};
 
 /// Connect, one byte each way, close: how many a second `clients` at once can do.
 ///
@@ -54,10 +54,9 @@ pub fn connect_times(address: SocketAddr, count: usize) -> io::Result<Vec<f64>> 
 }
 
 fn once(address: SocketAddr) -> io::Result<()> {
-    let mut stream = dial(address, Ask::Echo)?;
-    let mut byte = [1];
-    stream.write_all(&byte)?;
-    stream.read_exact(&mut byte)
+    // As clients send a request: in one write.
+    let mut stream = dial_with(address, &[Ask::Echo as u8, 1])?;
+    stream.read_exact(&mut [0])
 }
 
 /// Connections that stay open until dropped.

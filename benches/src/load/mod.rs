@@ -42,11 +42,16 @@ pub(crate) fn read(stream: &mut TcpStream, buffer: &mut [u8]) -> io::Result<usiz
 }
 
 fn dial(address: SocketAddr, ask: Ask) -> io::Result<TcpStream> {
+    dial_with(address, &[ask as u8])
+}
+
+/// Connects, and sends the first bytes, the [`Ask`] before all, in one piece.
+fn dial_with(address: SocketAddr, first: &[u8]) -> io::Result<TcpStream> {
     use std::io::Write;
     let mut stream = TcpStream::connect_timeout(&address, PATIENCE)?;
     stream.set_nodelay(true)?;
     stream.set_read_timeout(Some(PATIENCE))?;
     stream.set_write_timeout(Some(PATIENCE))?;
-    stream.write_all(&[ask as u8])?;
+    stream.write_all(first)?;
     Ok(stream)
 }

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::net::{Ipv6Addr, SocketAddr, SocketAddrV6};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -26,6 +27,10 @@ const INCOMING_QUEUE: usize = 4096;
 /// The headers of a stream's first packet, with as many options as there can be.
 const HEADERS: usize = 40 + 60;
 
+/// What a stream over a long path may hold that was received and not read, in bytes: the kernel
+/// offers about half of it, 200 ms at 300 Mbit/s.
+const LONG_RECEIVE: u32 = 16 << 20;
+
 /// A handle to the kernel's TCP in the namespace.
 #[derive(Debug, Clone)]
 pub struct KernelStack {
@@ -39,6 +44,10 @@ pub(super) struct Shared {
     pub(super) addresses: Vec<Ipv6Addr>,
     pub(super) accepts: Mutex<Accepts<oneshot::Sender<TcpStream>>>,
     pub(super) ways: Ways,
+    /// What a stream may hold that was received and not read, in bytes, while all peers are near.
+    near_receive: u32,
+    /// It is [`LONG_RECEIVE`] now.
+    long_windows: AtomicBool,
     /// The kernel sends and takes data in the first packet of a stream.
     early_data: bool,
     /// Present where the device is in the namespace that everything else is in.
@@ -80,6 +89,8 @@ pub(super) fn start(
         addresses: addresses.to_vec(),
         accepts: Mutex::default(),
         ways: Ways::default(),
+        near_receive: options.udp_receive_buffer.try_into().unwrap_or(u32::MAX),
+        long_windows: AtomicBool::new(false),
         early_data: ready.early_data,
         rewriter,
         listeners: Listeners::default(),
@@ -209,6 +220,7 @@ impl KernelStack {
     /// Says whether the way to this peer is known to be short.
     pub fn set_peer_near(&self, peer: Ipv6Addr, near: bool) {
         self.shared.ways.set_near(peer, near);
+        self.shared.suit_windows();
     }
 
     /// Forgets what is known about this peer; connections that still wait for the application end.
@@ -222,6 +234,7 @@ impl KernelStack {
         {
             tracing::debug!("the route of a peer stays: {error}");
         }
+        self.shared.suit_windows();
     }
 }
 
@@ -237,6 +250,24 @@ impl Shared {
         let _ = rustix::net::sockopt::set_tcp_quickack(stream, false);
         if !self.ways.is_near(peer) {
             congestion::suit(stream);
+        }
+    }
+
+    /// While all peers are near, a stream may not have more under way than the UDP socket takes in
+    /// one piece. Over a long path it needs room for what is under way and, after a loss, for what
+    /// waits for the missing piece.
+    fn suit_windows(&self) {
+        let long = self.ways.any_long();
+        if self.long_windows.swap(long, Ordering::Relaxed) == long {
+            return;
+        }
+        let most = if long {
+            LONG_RECEIVE
+        } else {
+            self.near_receive
+        };
+        if let Err(error) = self.helper.set_receive(most) {
+            tracing::debug!("receive windows stay as they are: {error}");
         }
     }
 

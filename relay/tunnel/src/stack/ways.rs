@@ -43,6 +43,11 @@ impl Ways {
         std::mem::replace(&mut way.mtu, mtu) != mtu
     }
 
+    /// Whether some way is not known to be short.
+    pub(super) fn any_long(&self) -> bool {
+        self.read().values().any(|way| !way.near)
+    }
+
     pub(super) fn set_near(&self, peer: Ipv6Addr, near: bool) {
         self.write().entry(peer).or_default().near = near;
     }

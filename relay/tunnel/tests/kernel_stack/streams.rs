@@ -43,6 +43,45 @@ async fn it_works_without_any_offload() {
 }
 
 #[tokio::test]
+async fn over_a_long_way_more_may_wait_to_be_read() {
+    let mut waits = Vec::new();
+    for near in [true, false] {
+        let Some(pair) = pair() else { return };
+        large(&pair, 1420);
+        pair.client.set_peer_near(AGENT, near);
+        pair.agent.set_peer_near(CLIENT, near);
+        pair.orders
+            .send(Order::Delay(Duration::from_millis(20)))
+            .unwrap();
+        waits.push(unread_at_most(&pair, 64 * MEBIBYTE).await);
+    }
+    let [near, long] = waits[..] else { panic!() };
+    assert!(near < 4 << 20, "{near} bytes waited near by");
+    assert!(long > 5 << 20, "{long} bytes waited far away");
+}
+
+/// How many bytes lie unread at a receiver that read `first` bytes and then no more.
+async fn unread_at_most(pair: &Pair, first: usize) -> u64 {
+    let mut incoming = pair.agent.incoming();
+    let accepted = async { next(&mut incoming).await.accept().await.unwrap() };
+    let (connected, mut agent) = tokio::join!(pair.connect(PORT), accepted);
+    let mut stream = connected.unwrap();
+    let mut client = tokio::spawn(async move {
+        let block = vec![7; MEBIBYTE];
+        while stream.write_all(&block).await.is_ok() {}
+    });
+    let mut buffer = vec![0; MEBIBYTE];
+    let mut read = 0;
+    while read < first {
+        read += agent.read(&mut buffer).await.unwrap();
+    }
+    let stuck = timeout(Duration::from_secs(2), &mut client).await;
+    assert!(stuck.is_err(), "the sender was not held up");
+    client.abort();
+    rustix::io::ioctl_fionread(&agent).unwrap()
+}
+
+#[tokio::test]
 async fn a_half_closed_stream_goes_on_the_other_way() {
     let Some(pair) = pair() else { return };
     let mut incoming = pair.agent.incoming();

@@ -117,6 +117,16 @@ fn answer(
             });
             done(peer, outcome)
         }
+        Request::SetReceive(most) => match with_route(interface, |made| made.set_receive(most)) {
+            Ok(()) => (Reply::Done, Vec::new()),
+            Err(errno) => {
+                let reply = Reply::Failed {
+                    errno: errno.raw_os_error(),
+                    reason: format!("setting the receive window of streams failed: {errno}"),
+                };
+                (reply, Vec::new())
+            }
+        },
     }
 }
 

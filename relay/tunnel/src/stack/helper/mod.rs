@@ -128,6 +128,7 @@ struct State {
 
 const SOCKETS: &str = "making sockets in the namespace";
 const ROUTES: &str = "changing a route in the namespace";
+const WINDOWS: &str = "setting receive windows in the namespace";
 
 impl Helper {
     pub(super) fn set_up(
@@ -204,6 +205,12 @@ impl Helper {
     /// Removes the route of one peer without waiting for it.
     pub(super) fn remove_route(&self, peer: Ipv6Addr) -> io::Result<()> {
         self.lock().post(&Request::RemoveRoute(peer), ROUTES)
+    }
+
+    /// Sets what a stream may hold at most that was received and not read, in bytes, without waiting
+    /// for it.
+    pub(super) fn set_receive(&self, most: u32) -> io::Result<()> {
+        self.lock().post(&Request::SetReceive(most), WINDOWS)
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {

@@ -77,6 +77,8 @@ pub(super) enum Request {
     Sockets(u8),
     SetRoute(Ipv6Addr, u16),
     RemoveRoute(Ipv6Addr),
+    /// What a stream may hold at most that was received and not read, in bytes.
+    SetReceive(u32),
 }
 
 /// Where the device was made.
@@ -136,6 +138,10 @@ impl Request {
                 bytes.push(4);
                 bytes.extend_from_slice(&address.octets());
             }
+            Self::SetReceive(most) => {
+                bytes.push(5);
+                bytes.extend_from_slice(&most.to_be_bytes());
+            }
         }
         bytes
     }
@@ -174,6 +180,7 @@ impl Request {
                 Self::SetRoute(take::<16>(&mut rest)?.into(), mtu)
             }
             4 => Self::RemoveRoute(take::<16>(&mut rest)?.into()),
+            5 => Self::SetReceive(u32::from_be_bytes(take(&mut rest)?)),
             _ => return None,
         };
         rest.is_empty().then_some(request)
@@ -307,6 +314,7 @@ mod tests {
             Request::Sockets(32),
             Request::SetRoute(address, 1420),
             Request::RemoveRoute(address),
+            Request::SetReceive(16 << 20),
         ] {
             assert_eq!(Request::decode(&request.encode()), Some(request));
         }

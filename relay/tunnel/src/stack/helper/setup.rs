@@ -40,6 +40,18 @@ pub(super) struct Interface {
     pub(super) notes: Vec<String>,
 }
 
+impl Interface {
+    /// Sets what a stream may hold at most that was received and not read. A namespace that is not
+    /// relay's own is left as it is.
+    pub(super) fn set_receive(&mut self, most: u32) -> Result<(), Errno> {
+        if self.place == Place::OwnNamespace {
+            return Ok(());
+        }
+        fs::write("/proc/sys/net/ipv4/tcp_rmem", receive_setting(most))
+            .map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))
+    }
+}
+
 /// Why there is no device.
 pub(super) struct Failure {
     pub(super) errno: Errno,
@@ -224,8 +236,7 @@ fn interface_settings(name: &str, notes: &mut Vec<String>) {
 
 /// Settings of the private namespace. Those an older kernel lacks are noted, not needed.
 fn settings(receive_window: u32, notes: &mut Vec<String>) {
-    let window = receive_window.max(MIN_RECEIVE_WINDOW);
-    let receive = format!("4096 131072 {window}");
+    let receive = receive_setting(receive_window);
     let settings = [
         ("ipv6/conf/all/disable_ipv6", "0"),
         ("ipv4/tcp_rmem", receive.as_str()),
@@ -262,6 +273,11 @@ fn settings(receive_window: u32, notes: &mut Vec<String>) {
             notes.push(format!("net/{name} stays as it is: {error}"));
         }
     }
+}
+
+/// The value of `tcp_rmem` (kernel: networking/ip-sysctl).
+fn receive_setting(most: u32) -> String {
+    format!("4096 131072 {}", most.max(MIN_RECEIVE_WINDOW))
 }
 
 /// Lets streams carry data in their first packet, both ways and without cookies: WireGuard has
