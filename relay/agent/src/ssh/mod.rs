@@ -11,6 +11,7 @@ mod forward;
 mod process;
 mod proto;
 mod session;
+mod sftp;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;

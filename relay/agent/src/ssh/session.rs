@@ -18,7 +18,7 @@ use super::process::pty::{self, Asked, Pty};
 use super::process::{self, Group, Program, Running};
 use super::proto::codec::{self, Put};
 use super::proto::mux::Request;
-use super::{Peer, Server};
+use super::{Peer, Server, sftp};
 
 /// The longest that all of a client's variables may be, bytes.
 const VARIABLES: usize = 128 << 10;
@@ -73,6 +73,7 @@ pub(super) async fn serve(channel: Channel, server: Arc<Server>, peer: Arc<Peer>
                 Some(command) => return session.run(&request, Some(command), wanted).await,
                 None => false,
             },
+            "subsystem" if is_sftp(&request) => return session.files(&request).await,
             "pty-req" => {
                 wanted.terminal = Asked::parse(&request.data);
                 wanted.terminal.is_some()
@@ -84,6 +85,12 @@ pub(super) async fn serve(channel: Channel, server: Arc<Server>, peer: Arc<Peer>
         };
         channel.reply(&request, known);
     }
+}
+
+fn is_sftp(request: &Request) -> bool {
+    codec::Reader::new(&request.data)
+        .string()
+        .is_ok_and(|name| name == b"sftp")
 }
 
 fn command(request: &Request) -> Option<OsString> {
@@ -204,6 +211,23 @@ impl Session<'_> {
                 self.fail(&text, CANNOT_START).await;
             }
         }
+    }
+
+    /// Serves files, until the client has no more to ask for.
+    async fn files(self, request: &Request) {
+        self.channel.reply(request, true);
+        if self.server.options.block_file_transfer {
+            return self.fail(MOVING_BLOCKED, REFUSED).await;
+        }
+        let (input, output) = self.channel.split();
+        let served = tokio::select! {
+            served = sftp::serve(input, output, Account::own().home) => served,
+            () = self.channel.closed() => return,
+        };
+        if let Err(error) = &served {
+            tracing::debug!(%error, "a client's session with files ended");
+        }
+        self.exit_status(u32::from(served.is_err()));
     }
 
     /// Says why there is no program.

@@ -2,6 +2,7 @@
 
 #![allow(clippy::print_stdout, clippy::unwrap_used)]
 
+mod files;
 mod forwards;
 mod programs;
 mod support;

@@ -31,6 +31,11 @@ impl<'a> Reader<'a> {
         Ok(u32::from_be_bytes(bytes))
     }
 
+    pub(in crate::ssh) fn u64(&mut self) -> Result<u64, Error> {
+        let bytes = self.take(8)?.try_into().map_err(|_| SHORT)?;
+        Ok(u64::from_be_bytes(bytes))
+    }
+
     /// A string, which may be any bytes.
     pub(in crate::ssh) fn string(&mut self) -> Result<&'a [u8], Error> {
         let length = self.u32()?;
@@ -58,6 +63,10 @@ pub(in crate::ssh) trait Put {
     }
 
     fn put_u32(&mut self, value: u32) -> &mut Self {
+        self.put(&value.to_be_bytes())
+    }
+
+    fn put_u64(&mut self, value: u64) -> &mut Self {
         self.put(&value.to_be_bytes())
     }
 
@@ -122,12 +131,13 @@ mod tests {
     #[test]
     fn what_was_written_is_read_and_nothing_beyond_the_end() {
         let mut out = Vec::new();
-        out.put_byte(7).put_bool(true).put_u32(8);
+        out.put_byte(7).put_bool(true).put_u32(8).put_u64(9);
         out.put_string("ten");
         let mut reader = Reader::new(&out);
         assert_eq!(reader.byte().unwrap(), 7);
         assert!(reader.bool().unwrap());
         assert_eq!(reader.u32().unwrap(), 8);
+        assert_eq!(reader.u64().unwrap(), 9);
         assert_eq!(reader.text().unwrap(), "ten");
         assert!(reader.byte().is_err());
         assert!(Reader::new(&[0, 0, 0, 2, b'a']).string().is_err());
