@@ -7,7 +7,10 @@
 //! ([`Connection::poll_transmit`]), the next moment it wants to be called
 //! ([`Connection::poll_timeout`]) and events ([`Connection::take_events`]).
 //!
-//! Its unit is the burst: any number of segments are taken before one acknowledgement is made for
+//! A [`Stack`] is many connections: it finds the one a packet belongs to, lets them send in turn,
+//! and tells of requests for new ones, which may be to any port.
+//!
+//! The unit is the burst: any number of segments are taken before one acknowledgement is made for
 //! all of them, and one call writes up to 64 segments of one length straight into the caller's
 //! buffer ([`PacketSink`]), as segmentation offload takes them.
 
@@ -24,6 +27,7 @@ mod ranges;
 mod recovery;
 pub mod segment;
 mod seq;
+mod stack;
 mod time;
 
 pub use config::{Algorithm, Config, Keepalive};
@@ -33,4 +37,5 @@ pub use connection::{
 pub use emit::{Checksums, PacketSink, reset_for};
 pub use error::Error;
 pub use pool::Pool;
+pub use stack::{ConnectionId, Event, RequestId, Stack, StackConfig};
 pub use time::Instant;

@@ -43,6 +43,11 @@ impl Pool {
         self.shared.lent.load(Ordering::Relaxed) > self.shared.limit / 2
     }
 
+    /// Whether nearly all of the memory is lent.
+    pub(crate) fn is_exhausted(&self) -> bool {
+        self.shared.lent.load(Ordering::Relaxed) + 4 > self.shared.limit
+    }
+
     /// A piece, with whatever it held before; none if the limit is reached.
     pub(crate) fn take(&self) -> Option<Box<[u8]>> {
         let shared = &self.shared;

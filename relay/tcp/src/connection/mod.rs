@@ -212,6 +212,18 @@ impl Connection {
         std::mem::take(&mut self.events)
     }
 
+    /// Whether something happened since [`take_events`](Self::take_events).
+    pub fn has_events(&self) -> bool {
+        self.events != Events::default()
+    }
+
+    /// There is memory again: a writer that found none may go on.
+    pub(crate) fn wake_writer(&mut self) {
+        if std::mem::take(&mut self.write_blocked) {
+            self.events.writable = true;
+        }
+    }
+
     /// Smoothed round-trip time, once one was measured.
     pub fn round_trip(&self) -> Option<std::time::Duration> {
         self.recovery.rtt.smoothed()

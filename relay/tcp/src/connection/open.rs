@@ -6,9 +6,10 @@ use std::time::Duration;
 
 use super::{Connection, Secrets, State, Timestamps, Tuple};
 use crate::buffer::ReceiveBuffer;
+use crate::emit::PacketSink;
 use crate::pool::Pool;
 use crate::recovery::Recovery;
-use crate::segment::{Flags, Options, Segment};
+use crate::segment::{Ecn, Flags, Options, Segment};
 use crate::time::Instant;
 use crate::{Config, cc, emit, seq};
 
@@ -94,6 +95,22 @@ impl Request {
             options: segment.options,
             wants_ecn: flags.has(Flags::ECE | Flags::CWR),
         })
+    }
+
+    /// Answers with a reset.
+    pub(crate) fn refuse(&self, sink: &mut dyn PacketSink) -> bool {
+        let syn = Segment {
+            source: self.tuple.remote,
+            destination: self.tuple.local,
+            seq: self.seq,
+            ack: 0,
+            flags: Flags::SYN,
+            window: 0,
+            options: Options::default(),
+            ecn: Ecn::NotCapable,
+            payload: &[],
+        };
+        emit::reset_for(&syn, sink)
     }
 
     /// The sender's timestamp, which tells a new SYN from an old one (RFC 6191).

@@ -287,24 +287,23 @@ impl Connection {
     /// first, then others; and how many of them are news.
     fn blocks_to_tell(&self, room: usize) -> (Vec<(u64, u64)>, usize) {
         let beyond = self.receive.beyond();
-        let mut blocks: Vec<(u64, u64)> = self.ack_due.duplicate.into_iter().collect();
-        for &position in self.ack_due.touched.iter().rev() {
-            if let Some(block) = beyond.around(position)
-                && !blocks.contains(&block)
-            {
-                blocks.push(block);
+        let mut ranges: Vec<(u64, u64)> = Vec::new();
+        let touched = self.ack_due.touched.iter().rev();
+        for block in touched.filter_map(|&position| beyond.around(position)) {
+            if !ranges.contains(&block) {
+                ranges.push(block);
             }
         }
-        let news = blocks.len();
-        for block in beyond
-            .downwards()
-            .take(news.div_ceil(room).max(1) * room + room)
-        {
-            if !blocks.contains(&block) {
-                blocks.push(block);
+        let changed = ranges.len();
+        for block in beyond.downwards().take(changed + 2 * room) {
+            if !ranges.contains(&block) {
+                ranges.push(block);
             }
         }
-        (blocks, news)
+        // What came twice may lie in a range that is told as well.
+        let twice = self.ack_due.duplicate;
+        let news = changed + usize::from(twice.is_some());
+        (twice.into_iter().chain(ranges).collect(), news)
     }
 
     /// The options each segment has.

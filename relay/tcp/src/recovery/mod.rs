@@ -1,6 +1,7 @@
 //! The sender's memory: what is on its way, what is lost, when to send again, and what the
 //! congestion control is told of it. It knows positions and times, and no packets.
 
+mod alarms;
 mod prr;
 mod rack;
 mod rate;
@@ -13,6 +14,8 @@ use crate::cc::{Ack, Congestion, Lost, Signal};
 use crate::seq;
 use crate::time::Instant;
 
+pub(crate) use alarms::Alarm;
+use alarms::TailProbe;
 use prr::Prr;
 use rack::{Conditions, Rack};
 use rate::RateSampler;
@@ -22,9 +25,6 @@ pub(crate) use scoreboard::Sent;
 
 /// Duplicate acknowledgements that mean a loss, where the peer knows no SACK (RFC 5681 §3.2).
 const DUPLICATE_ACKS: u32 = 3;
-/// A peer may hold an acknowledgement of a lone segment back for so long (RFC 8985 §7.2).
-const WORST_DELAYED_ACK: Duration = Duration::from_millis(200);
-
 /// Milliseconds after which an echoed timestamp is not believed.
 const ECHO_EXPIRES: u32 = 300_000;
 
@@ -36,17 +36,6 @@ pub(crate) enum Phase {
     /// A loss that acknowledgements told (RFC 6675).
     Recovery,
     /// A loss that the timeout told.
-    Timeout,
-}
-
-/// What a retransmission timer does when it fires.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Alarm {
-    /// Looks whether segments that were overtaken are lost by now (RFC 8985 §6.3).
-    Reordering,
-    /// Sends a probe so that a lost tail is noticed (RFC 8985 §7).
-    Probe,
-    /// Believes all lost that should have arrived (RFC 6298).
     Timeout,
 }
 
@@ -75,13 +64,6 @@ struct Undo {
     unexplained: Option<u32>,
     /// When the first retransmission was sent.
     first: Option<Instant>,
-}
-
-/// A tail loss probe that is on its way.
-#[derive(Debug, Clone, Copy)]
-struct TailProbe {
-    end: u64,
-    retransmitted: bool,
 }
 
 /// The sender's memory of one connection.
@@ -260,14 +242,6 @@ impl Recovery {
             .on_sent(now, in_flight, length, self.rate.is_app_limited());
         if let Some(prr) = &mut self.prr {
             prr.sent(length);
-        }
-    }
-
-    /// Sets the timer after something was sent: it runs from the first of what is in flight
-    /// (RFC 6298 §5.1), a probe's from the last (RFC 8985 §7.2).
-    pub(crate) fn arm_after_sending(&mut self, now: Instant) {
-        if !matches!(self.alarm, Some((_, Alarm::Timeout | Alarm::Reordering))) {
-            self.arm(now);
         }
     }
 
@@ -481,7 +455,7 @@ impl Recovery {
         self.prr = self
             .cc
             .reduction_target()
-            .map(|_| Prr::start(flight, in_flight));
+            .map(|_| Prr::start(flight, in_flight, self.mss));
         self.phase = Phase::Recovery;
         self.point = self.next;
         self.congestion_point = self.next;
@@ -513,154 +487,12 @@ impl Recovery {
         }
     }
 
-    /// RFC 8985 §7.4.2: an acknowledgement beyond a probe that was a retransmission tells that the
-    /// probe repaired a loss, unless the peer says it had the segment.
-    fn end_probe(&mut self, input: &AckInput<'_>, lost: u64) {
-        let Some(probe) = self.probe else { return };
-        if input.edge < probe.end {
-            return;
-        }
-        let had_it = input.duplicate.is_some_and(|(_, end)| end == probe.end);
-        if !probe.retransmitted || had_it {
-            self.probe = None;
-        } else if input.edge > probe.end {
-            self.probe = None;
-            if self.phase == Phase::Open && lost == 0 {
-                self.cc
-                    .on_congestion(input.now, Signal::Loss, self.in_flight());
-                self.cc.on_recovered(input.now);
-            }
-        } else if input.is_bare && input.sacked.is_empty() {
-            self.probe = None;
-        }
-    }
-
     fn conditions(&self) -> Conditions {
         Conditions {
             min_rtt: self.rtt.min().unwrap_or_default(),
             smoothed_rtt: self.rtt.smoothed().unwrap_or_default(),
             recovering: self.phase != Phase::Open,
         }
-    }
-
-    /// Chooses the timer anew.
-    fn arm(&mut self, now: Instant) {
-        self.alarm = self.choose_alarm(now);
-    }
-
-    fn choose_alarm(&mut self, now: Instant) -> Option<(Instant, Alarm)> {
-        if self.board.is_empty() {
-            return None;
-        }
-        if self.sack {
-            let conditions = self.conditions();
-            let mut lost = std::mem::take(&mut self.lost);
-            let at = self
-                .rack
-                .detect(&mut self.board, conditions, now, &mut lost);
-            // Everything that is due was found before.
-            self.report_lost(now, &lost);
-            lost.clear();
-            self.lost = lost;
-            if let Some(at) = at {
-                return Some((at, Alarm::Reordering));
-            }
-        }
-        let timeout = now + self.rtt.rto();
-        let may_probe = self.sack
-            && self.phase == Phase::Open
-            && self.probe.is_none()
-            && self.rtt.backoff() == 0
-            && self.board.sacked_segments() == 0;
-        if may_probe {
-            let at = now + self.probe_timeout();
-            if at < timeout {
-                return Some((at, Alarm::Probe));
-            }
-        }
-        Some((timeout, Alarm::Timeout))
-    }
-
-    /// RFC 8985 §7.2.
-    fn probe_timeout(&self) -> Duration {
-        match self.rtt.smoothed() {
-            None => Duration::from_secs(1),
-            Some(smoothed) if self.board.len() == 1 => smoothed * 2 + WORST_DELAYED_ACK,
-            Some(smoothed) => smoothed * 2 + Duration::from_millis(2),
-        }
-    }
-
-    /// The alarm went off. Returns which it was.
-    pub(crate) fn alarmed(&mut self, now: Instant) -> Option<Alarm> {
-        let (at, alarm) = self.alarm?;
-        if at > now {
-            return None;
-        }
-        match alarm {
-            Alarm::Reordering => {
-                let lost = self.detect(now, false);
-                self.change_phase(now, false, lost, false);
-                self.arm(now);
-            }
-            // The connection sends the probe, and says so.
-            Alarm::Probe => self.alarm = Some((now + self.rtt.rto(), Alarm::Timeout)),
-            Alarm::Timeout => self.timed_out(now),
-        }
-        Some(alarm)
-    }
-
-    /// A tail loss probe was sent: new data, or the last segment again.
-    pub(crate) fn probed(&mut self, now: Instant, retransmitted: bool) {
-        self.probe = Some(TailProbe {
-            end: self.next,
-            retransmitted,
-        });
-        self.alarm = Some((now + self.rtt.rto(), Alarm::Timeout));
-    }
-
-    /// What a tail loss probe sends if there is no new data.
-    pub(crate) fn tail(&self) -> Option<(u64, Sent)> {
-        self.board.last_missing()
-    }
-
-    /// RFC 6298 §5.4 to §5.7, RFC 8985 §6.3: what was sent long enough ago is lost.
-    fn timed_out(&mut self, now: Instant) {
-        // A peer that says it holds the first segment and does not acknowledge it takes back what
-        // it said (RFC 2018 §8).
-        if self
-            .board
-            .front()
-            .is_some_and(|sent| sent.fate == scoreboard::Fate::Sacked)
-        {
-            self.board.forget_sacks();
-        }
-        let age = self.rack.rtt() + self.rack.window(&self.board, self.conditions());
-        let first = self.board.front().map(|sent| sent.start);
-        let all = !self.sack;
-        let ids = self
-            .board
-            .in_flight_where(|sent| all || Some(sent.start) == first || sent.time + age <= now);
-        let lost: Vec<Sent> = ids
-            .into_iter()
-            .filter_map(|id| self.board.lose(id))
-            .collect();
-        self.report_lost(now, &lost);
-        let bytes: u64 = lost.iter().map(Sent::length).sum();
-        if self.phase != Phase::Timeout {
-            self.cc.on_timeout(now, self.board.in_flight() + bytes);
-            self.undo = Some(Undo {
-                unexplained: Some(0),
-                first: None,
-            });
-        }
-        self.phase = Phase::Timeout;
-        self.prr = None;
-        self.probe = None;
-        self.duplicate_acks = 0;
-        self.point = self.next;
-        self.reduced = true;
-        self.rtt.back_off();
-        self.alarm = Some((now + self.rtt.rto(), Alarm::Timeout));
     }
 }
 

@@ -12,13 +12,14 @@ pub(crate) struct Prr {
 }
 
 impl Prr {
-    /// Begins a recovery with `flight` bytes not known to have arrived.
-    pub(crate) fn start(flight: u64, in_flight: u64) -> Self {
+    /// Begins a recovery with `flight` bytes not acknowledged. The first segment of `mss` bytes may
+    /// be sent again at once, also where a timer and no acknowledgement told the loss.
+    pub(crate) fn start(flight: u64, in_flight: u64, mss: u64) -> Self {
         Self {
             delivered: 0,
             sent: 0,
             flight: flight.max(1),
-            window: in_flight,
+            window: in_flight + mss,
         }
     }
 
@@ -67,7 +68,7 @@ mod tests {
     #[test]
     fn the_window_comes_down_in_proportion() {
         // Figure of RFC 6937bis: 20 segments in flight, one lost, threshold half of it.
-        let mut prr = Prr::start(20, 19);
+        let mut prr = Prr::start(20, 19, 1);
         let (mut in_flight, mut sent) = (19_u64, 0);
         for _ in 0..19 {
             in_flight -= 1;

@@ -1,0 +1,10 @@
+//! The corners of the RFCs, packet by packet. See `script` for the language.
+
+mod close;
+mod loss;
+mod open;
+mod options;
+mod receive;
+mod resets;
+mod script;
+mod window;
