@@ -413,3 +413,6 @@ async fn on_terminal(
         () = feed(input, Some(typed)) => Err(io::ErrorKind::BrokenPipe.into()),
     }
 }
+
+#[cfg(test)]
+mod tests;

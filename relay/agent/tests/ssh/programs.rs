@@ -3,9 +3,10 @@
 use std::os::unix::process::ExitStatusExt;
 use std::process::Stdio;
 
+use rustix::process::{Pid, Signal, kill_process};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 
-use crate::support::{Fixture, LONG, finish, has, is_alive, random_file, same, until};
+use crate::support::{Fixture, LONG, Window, finish, has, is_alive, random_file, same, until};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_programs_status_and_output_arrive() {
@@ -253,4 +254,69 @@ async fn a_hundred_sessions_share_a_connection() {
         assert_eq!(status.code(), i32::try_from(number).ok());
     }
     master.kill().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_terminal_follows_the_size_of_the_clients_window() {
+    if !has("ssh") {
+        return;
+    }
+    let fixture = Fixture::new().await;
+    let window = Window::open();
+    window.resize(40, 120);
+    let command = "stty size; trap 'stty size' WINCH; while :; do sleep 0.05; done";
+    let mut ssh = fixture.ssh(&["-tt"], command);
+    ssh.stdin(window.program()).stdout(window.program());
+    let mut ssh = ssh.spawn().unwrap();
+    let lines = window.lines();
+    let expect = |size: &str| {
+        let mut lines = lines.iter();
+        lines.find(|line| line.trim() == size).unwrap();
+    };
+    tokio::task::block_in_place(|| expect("40 120"));
+    window.resize(50, 132);
+    // It would come by itself if this were the window's own session.
+    let id = Pid::from_raw(ssh.id().unwrap().cast_signed()).unwrap();
+    kill_process(id, Signal::WINCH).unwrap();
+    tokio::task::block_in_place(|| expect("50 132"));
+    ssh.kill().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_left_of_programs_when_the_agent_is_killed() {
+    if !has("ssh") {
+        return;
+    }
+    let fixture = Fixture::elsewhere().await;
+    let mut clients = Vec::new();
+    let mut ids = Vec::new();
+    for options in [&["-T"][..], &["-tt"]] {
+        let command = "sleep 1000 & (sleep 1000; true) & echo $! $$; sleep 1000; true";
+        let mut ssh = fixture.ssh(options, command);
+        ssh.stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut ssh = ssh.spawn().unwrap();
+        let mut lines = BufReader::new(ssh.stdout.take().unwrap()).lines();
+        let line = lines.next_line().await.unwrap().unwrap();
+        ids.extend(line.split_whitespace().map(str::to_owned));
+        clients.push(ssh);
+    }
+    let all: Vec<String> = ids.iter().flat_map(|id| group(id)).collect();
+    assert!(all.len() >= 8, "{all:?}");
+    fixture.kill().await;
+    until("programs are left", || !all.iter().any(|id| is_alive(id))).await;
+}
+
+/// The members of a process's group.
+fn group(id: &str) -> Vec<String> {
+    let group_of = |id: &str| {
+        let stat = std::fs::read_to_string(format!("/proc/{id}/stat")).ok()?;
+        let behind = stat.rsplit_once(')')?.1;
+        behind.split_whitespace().nth(2).map(str::to_owned)
+    };
+    let wanted = group_of(id).unwrap();
+    let processes = std::fs::read_dir("/proc").unwrap();
+    processes
+        .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
+        .filter(|id| group_of(id).as_ref() == Some(&wanted))
+        .collect()
 }

@@ -2,15 +2,20 @@
 
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
+use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::process::{Output, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
 use relay_agent::ssh::{Options, Peer, Server, Workspace};
+use rustix::fs::{Mode, OFlags};
+use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
+use rustix::termios::{Winsize, tcsetwinsize};
 use tempfile::TempDir;
+use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::net::TcpListener;
-use tokio::process::Command;
+use tokio::process::{Child, Command};
 use tokio::task::JoinSet;
 
 /// Nothing here takes longer on a machine that is not broken.
@@ -20,12 +25,18 @@ pub(crate) const LONG: Duration = Duration::from_secs(120);
 pub(crate) struct Fixture {
     pub(crate) port: u16,
     pub(crate) files: TempDir,
-    server: tokio::task::JoinHandle<()>,
+    server: Place,
+}
+
+/// Where a server runs.
+enum Place {
+    Here(tokio::task::JoinHandle<()>),
+    Elsewhere(Child),
 }
 
 impl Drop for Fixture {
     fn drop(&mut self) {
-        self.server.abort();
+        self.cut();
     }
 }
 
@@ -36,22 +47,40 @@ impl Fixture {
 
     pub(crate) async fn with(options: Options) -> Self {
         let files = tempfile::tempdir().unwrap();
-        let workspace = Workspace {
-            id: uuid::Uuid::from_u128(7),
-            agent: "main".to_owned(),
-            name: "blue".to_owned(),
-            owner: "dev".to_owned(),
-            directory: files.path().to_str().unwrap().to_owned(),
-            environment: BTreeMap::from([("FROM_MANIFEST".to_owned(), "yes".to_owned())]),
-            port_template: "http://{{port}}.example".to_owned(),
+        let (listener, server) = server(options, files.path()).await;
+        Self {
+            port: listener.local_addr().unwrap().port(),
+            files,
+            server: Place::Here(tokio::spawn(serve(listener, server))),
+        }
+    }
+
+    /// With the server in a process of its own, which can be killed.
+    pub(crate) async fn elsewhere() -> Self {
+        let files = tempfile::tempdir().unwrap();
+        let mut server = Command::new(std::env::current_exe().unwrap());
+        server.args(["--exact", "support::serve_elsewhere", "--nocapture"]);
+        server.env(ELSEWHERE, files.path());
+        server.stdout(Stdio::piped()).kill_on_drop(true);
+        let mut server = server.spawn().unwrap();
+        let mut lines = BufReader::new(server.stdout.take().unwrap()).lines();
+        let port = loop {
+            let line = lines.next_line().await.unwrap().unwrap();
+            if let Some(port) = line.strip_prefix("port ") {
+                break port.parse().unwrap();
+            }
         };
-        let server = Arc::new(Server::new(options, workspace).unwrap());
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
-        let port = listener.local_addr().unwrap().port();
         Self {
             port,
             files,
-            server: tokio::spawn(serve(listener, server)),
+            server: Place::Elsewhere(server),
+        }
+    }
+
+    /// Kills a server that is elsewhere.
+    pub(crate) async fn kill(mut self) {
+        if let Place::Elsewhere(server) = &mut self.server {
+            server.kill().await.unwrap();
         }
     }
 
@@ -99,7 +128,81 @@ impl Fixture {
 
     /// Ends the server's side as when its tunnel is cut.
     pub(crate) fn cut(&self) {
-        self.server.abort();
+        if let Place::Here(server) = &self.server {
+            server.abort();
+        }
+    }
+}
+
+/// Where a server that is elsewhere has its files.
+const ELSEWHERE: &str = "SSH_TEST_ELSEWHERE";
+
+/// No test: the server that [`Fixture::elsewhere`] starts.
+#[tokio::test(flavor = "multi_thread")]
+async fn serve_elsewhere() {
+    if let Some(files) = std::env::var_os(ELSEWHERE) {
+        let (listener, server) = server(Options::default(), files.as_ref()).await;
+        println!("\nport {}", listener.local_addr().unwrap().port());
+        serve(listener, server).await;
+    }
+}
+
+async fn server(options: Options, files: &Path) -> (TcpListener, Arc<Server>) {
+    let workspace = Workspace {
+        id: uuid::Uuid::from_u128(7),
+        agent: "main".to_owned(),
+        name: "blue".to_owned(),
+        owner: "dev".to_owned(),
+        directory: files.to_str().unwrap().to_owned(),
+        environment: BTreeMap::from([("FROM_MANIFEST".to_owned(), "yes".to_owned())]),
+        port_template: "http://{{port}}.example".to_owned(),
+    };
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+    (listener, Arc::new(Server::new(options, workspace).unwrap()))
+}
+
+/// A terminal of this side, for programs that want one.
+pub(crate) struct Window(OwnedFd);
+
+impl Window {
+    pub(crate) fn open() -> Self {
+        let window = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
+        grantpt(&window).unwrap();
+        unlockpt(&window).unwrap();
+        Self(window)
+    }
+
+    pub(crate) fn resize(&self, rows: u16, columns: u16) {
+        let size = Winsize {
+            ws_row: rows,
+            ws_col: columns,
+            ws_xpixel: 0,
+            ws_ypixel: 0,
+        };
+        tcsetwinsize(&self.0, size).unwrap();
+    }
+
+    /// The side of it that is a program's.
+    pub(crate) fn program(&self) -> OwnedFd {
+        let path = ptsname(&self.0, Vec::new()).unwrap();
+        let flags = OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC;
+        rustix::fs::open(path, flags, Mode::empty()).unwrap()
+    }
+
+    /// What is written on it.
+    pub(crate) fn lines(&self) -> std::sync::mpsc::Receiver<String> {
+        use std::io::BufRead;
+        let window = std::fs::File::from(self.0.try_clone().unwrap());
+        let (sender, lines) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            for line in std::io::BufReader::new(window).lines() {
+                let Ok(line) = line else { return };
+                if sender.send(line).is_err() {
+                    return;
+                }
+            }
+        });
+        lines
     }
 }
 
@@ -163,8 +266,10 @@ pub(crate) fn random_file(path: &Path, mebibytes: usize) {
 
 /// Whether two files have the same bytes.
 pub(crate) fn same(one: impl AsRef<Path>, other: impl AsRef<Path>) -> bool {
-    use std::io::{BufRead, BufReader};
-    let open = |path: &Path| BufReader::with_capacity(1 << 20, std::fs::File::open(path).unwrap());
+    use std::io::BufRead;
+    let open = |path: &Path| {
+        std::io::BufReader::with_capacity(1 << 20, std::fs::File::open(path).unwrap())
+    };
     let (mut one, mut other) = (open(one.as_ref()), open(other.as_ref()));
     loop {
         let (left, right) = (one.fill_buf().unwrap(), other.fill_buf().unwrap());

@@ -3,6 +3,7 @@
 //! Each is the head of a session and process group of its own, with the agent's own user and rights.
 //! When the channel or the agent ends, the group gets SIGHUP, as when a line is hung up.
 
+mod guard;
 mod modes;
 pub(super) mod pty;
 mod sys;
@@ -20,6 +21,8 @@ use rustix::process::{Pid, Signal, kill_process_group};
 use tokio::process::{Child, ChildStderr, ChildStdin, ChildStdout};
 use tokio::runtime::Handle;
 use tokio::sync::oneshot;
+
+use guard::Guard;
 
 /// A program to start.
 #[derive(Debug)]
@@ -71,6 +74,7 @@ impl Group {
 impl Drop for Running {
     fn drop(&mut self) {
         self.group.hang_up();
+        self.forget();
     }
 }
 
@@ -78,8 +82,18 @@ impl Running {
     /// Waits for its end. Cancel safe.
     pub(super) async fn wait(&mut self) -> io::Result<ExitStatus> {
         let status = self.child.wait().await?;
-        self.group.0.store(0, Ordering::Release);
+        self.forget();
         Ok(status)
+    }
+
+    /// Its number may be another's from now on.
+    fn forget(&self) {
+        let group = self.group.0.swap(0, Ordering::AcqRel);
+        if let Some(guard) = &starter().guard
+            && group != 0
+        {
+            guard.remove(group);
+        }
     }
 
     /// Its process group, to signal.
@@ -114,13 +128,23 @@ pub(super) async fn start(program: Program, terminal: Option<OwnedFd>) -> io::Re
     }
     sys::detach(&mut command, on_terminal);
     let mut child = spawn(command).await?;
+    let group = Group::of(&child);
+    if let Some(guard) = &starter().guard {
+        guard.add(group.0.load(Ordering::Acquire));
+    }
     Ok(Running {
-        group: Group::of(&child),
+        group,
         stdin: child.stdin.take(),
         stdout: child.stdout.take(),
         stderr: child.stderr.take(),
         child,
     })
+}
+
+/// What starts programs, made once for the process.
+struct Starter {
+    jobs: mpsc::Sender<Job>,
+    guard: Option<Guard>,
 }
 
 /// A command for the thread that starts programs.
@@ -130,26 +154,43 @@ struct Job {
     done: oneshot::Sender<io::Result<Child>>,
 }
 
-/// Starts it from a thread that lives as long as the process: the signal that a program gets at its
-/// parent's end comes at the end of the *thread* that started it (prctl(2), `PR_SET_PDEATHSIG`).
-async fn spawn(command: Command) -> io::Result<Child> {
-    static STARTER: OnceLock<mpsc::Sender<Job>> = OnceLock::new();
-    let starter = STARTER.get_or_init(|| {
+/// Programs are started by a thread that lives as long as the process: the signal that a program
+/// gets at its parent's end comes at the end of the *thread* that started it (prctl(2),
+/// `PR_SET_PDEATHSIG`).
+fn starter() -> &'static Starter {
+    static STARTER: OnceLock<Starter> = OnceLock::new();
+    STARTER.get_or_init(|| {
+        let guard = Guard::start().inspect_err(|error| {
+            tracing::warn!(
+                %error,
+                "what programs of SSH clients have started will outlive this agent if it is killed"
+            );
+        });
         let (sender, jobs) = mpsc::channel::<Job>();
-        let starter = std::thread::Builder::new().name("ssh-starter".to_owned());
-        // Without it, every start fails below.
-        let _ = starter.spawn(move || {
+        let thread = std::thread::Builder::new().name("ssh-starter".to_owned());
+        // Without it, every start fails.
+        let _ = thread.spawn(move || {
             for job in jobs {
-                let _context = job.runtime.enter();
-                let child = tokio::process::Command::from(job.command).spawn();
-                // Nobody waits any more: the program is hung up like one that ran.
-                if let Err(Ok(child)) = job.done.send(child) {
-                    Group::of(&child).hang_up();
-                }
+                start_one(job);
             }
         });
-        sender
-    });
+        Starter {
+            jobs: sender,
+            guard: guard.ok(),
+        }
+    })
+}
+
+fn start_one(job: Job) {
+    let _context = job.runtime.enter();
+    let child = tokio::process::Command::from(job.command).spawn();
+    // Nobody waits any more: the program is hung up like one that ran.
+    if let Err(Ok(child)) = job.done.send(child) {
+        Group::of(&child).hang_up();
+    }
+}
+
+async fn spawn(command: Command) -> io::Result<Child> {
     let (done, started) = oneshot::channel();
     let job = Job {
         command,
@@ -157,6 +198,6 @@ async fn spawn(command: Command) -> io::Result<Child> {
         done,
     };
     let gone = || io::Error::other("the thread that starts programs is gone");
-    starter.send(job).map_err(|_| gone())?;
+    starter().jobs.send(job).map_err(|_| gone())?;
     started.await.map_err(|_| gone())?
 }

@@ -1,11 +1,13 @@
-//! What the compiler cannot check: a new process between fork and exec, and descriptors whose
-//! readiness the runtime tells.
+//! What the compiler cannot check: new processes behind a fork, and descriptors whose readiness the
+//! runtime tells.
 
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
+use nix::libc;
+use nix::unistd::ForkResult;
 use rustix::process::{Signal, getppid, ioctl_tiocsctty, set_parent_process_death_signal, setsid};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
@@ -30,6 +32,37 @@ pub(super) fn detach(command: &mut Command, on_terminal: bool) {
     // thread may have held any lock. `prepare` makes system calls and nothing else; it allocates
     // nothing, and its errors are plain numbers.
     unsafe { command.pre_exec(prepare) };
+}
+
+/// Runs `work` in a process of its own that has `fd` and no other descriptor of this one.
+pub(super) fn fork(fd: OwnedFd, work: fn(OwnedFd)) -> io::Result<()> {
+    // SAFETY: the new process is a copy of this thread alone, so that it may call nothing that
+    // could need a lock that another thread held: no allocation, no output, no destructors of
+    // statics. `setsid`, `close_range` and `_exit` are system calls, and so is all that `work`
+    // does, which is written for this place alone.
+    match unsafe { nix::unistd::fork() }? {
+        ForkResult::Parent { .. } => Ok(()),
+        ForkResult::Child => {
+            // Signals that are for the terminal of the agent do not reach it.
+            let _ = setsid();
+            close_all_but(&fd);
+            work(fd);
+            // SAFETY: ends the process without anything that the copied threads left behind.
+            unsafe { libc::_exit(0) }
+        }
+    }
+}
+
+/// Closes all descriptors but one: connections must end with the agent, not with its copy.
+fn close_all_but(fd: &OwnedFd) {
+    let kept = u32::try_from(fd.as_raw_fd()).unwrap_or(0);
+    for (first, end) in [(0, kept), (kept + 1, u32::MAX)] {
+        if first < end {
+            // SAFETY: only this process's table of descriptors changes, and nothing in it uses
+            // another descriptor after that.
+            unsafe { libc::syscall(libc::SYS_close_range, first, end - 1, 0) };
+        }
+    }
 }
 
 /// Has the runtime tell when a descriptor that does not block can be read and written.

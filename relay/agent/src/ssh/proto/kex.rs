@@ -264,6 +264,85 @@ impl Agreed {
     }
 }
 
+/// The client's side, for tests of the server's.
+#[cfg(test)]
+pub(super) mod client {
+    use ring::signature::{ED25519, UnparsedPublicKey as Verifier};
+
+    use super::*;
+
+    pub(in crate::ssh::proto) struct Half {
+        private: EphemeralPrivateKey,
+        public: Vec<u8>,
+    }
+
+    impl Half {
+        pub(in crate::ssh::proto) fn new(random: &dyn SecureRandom) -> Self {
+            let private = EphemeralPrivateKey::generate(&agreement::X25519, random).unwrap();
+            let public = private.compute_public_key().unwrap().as_ref().to_vec();
+            Self { private, public }
+        }
+
+        pub(in crate::ssh::proto) fn init(&self) -> Vec<u8> {
+            let mut out = vec![number::KEX_ECDH_INIT];
+            out.put_string(&self.public);
+            out
+        }
+
+        /// Checks the server's reply; gives the session's hash and the client's keys.
+        pub(in crate::ssh::proto) fn finish(
+            self,
+            reply: &[u8],
+            said: &Said<'_>,
+            session: Option<[u8; 32]>,
+            choice: Choice,
+        ) -> ([u8; 32], Sealing, Opening) {
+            let mut reader = Reader::new(reply);
+            assert_eq!(reader.byte().unwrap(), number::KEX_ECDH_REPLY);
+            let (host, theirs) = (reader.string().unwrap(), reader.string().unwrap());
+            let mut signature = Reader::new(reader.string().unwrap());
+            assert_eq!(signature.text().unwrap(), HOST_KEY);
+            let peer = UnparsedPublicKey::new(&agreement::X25519, theirs);
+            let mut secret = Zeroizing::new(Vec::new());
+            agreement::agree_ephemeral(self.private, &peer, |shared| {
+                secret.put_mpint(shared);
+            })
+            .unwrap();
+            let mut covered = Vec::new();
+            for part in [
+                said.client_version,
+                said.server_version,
+                said.client_offer,
+                said.server_offer,
+                host,
+                &self.public,
+                theirs,
+            ] {
+                covered.put_string(part);
+            }
+            covered.put(&secret);
+            let mut hash = [0; 32];
+            hash.copy_from_slice(digest(&SHA256, &covered).as_ref());
+            Verifier::new(&ED25519, &host[host.len() - 32..])
+                .verify(&hash, signature.string().unwrap())
+                .unwrap();
+            let agreed = Agreed {
+                reply: Vec::new(),
+                hash,
+                secret,
+            };
+            let session = session.unwrap_or(hash);
+            let key = |letter, length| agreed.derive(&session, letter, length);
+            let iv = |letter| key(letter, IV)[..].try_into().unwrap();
+            let to = key(b'C', choice.incoming.key_len());
+            let from = key(b'D', choice.outgoing.key_len());
+            let sealing = Sealing::new(choice.incoming, &to, iv(b'A')).unwrap();
+            let opening = Opening::new(choice.outgoing, &from, iv(b'B')).unwrap();
+            (session, sealing, opening)
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use ring::rand::SystemRandom;

@@ -317,3 +317,6 @@ enum Found {
     Other,
     Disconnected,
 }
+
+#[cfg(test)]
+mod tests;
