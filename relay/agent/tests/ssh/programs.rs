@@ -264,15 +264,12 @@ async fn a_terminal_follows_the_size_of_the_clients_window() {
     let fixture = Fixture::new().await;
     let window = Window::open();
     window.resize(40, 120);
-    let command = "stty size; trap 'stty size' WINCH; while :; do sleep 0.05; done";
+    let command = "trap 'stty size' WINCH; stty size; while :; do sleep 0.05; done";
     let mut ssh = fixture.ssh(&["-tt"], command);
     ssh.stdin(window.program()).stdout(window.program());
     let mut ssh = ssh.spawn().unwrap();
     let lines = window.lines();
-    let expect = |size: &str| {
-        let mut lines = lines.iter();
-        lines.find(|line| line.trim() == size).unwrap();
-    };
+    let expect = |size: &str| while lines.recv_timeout(LONG).unwrap().trim() != size {};
     tokio::task::block_in_place(|| expect("40 120"));
     window.resize(50, 132);
     // It would come by itself if this were the window's own session.
