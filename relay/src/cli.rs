@@ -57,6 +57,11 @@ enum Command {
     Server(Box<commands::server::Args>),
     /// Run server, agent and forward on this machine and show that they work.
     Demo(commands::demo::Args),
+    /// Print the script that completes commands and flags in a shell.
+    Completion(commands::manual::CompletionArgs),
+    /// Write a manual page of each command.
+    #[command(hide = true)]
+    Manual(commands::manual::Args),
     /// Measure relay's routes beside OpenSSH and plain loopback on this machine.
     Bench(commands::bench::Args),
 }
@@ -74,6 +79,8 @@ impl Cli {
             Command::Agent(args) => commands::agent::run(args, global),
             Command::Server(args) => commands::server::run(*args, global),
             Command::Demo(args) => commands::demo::run(args, global),
+            Command::Completion(args) => commands::manual::completion(args),
+            Command::Manual(args) => commands::manual::run(args),
             Command::Bench(args) => commands::bench::run(args, global),
         }
     }

@@ -1,6 +1,7 @@
 //! `cargo xtask CHORE`: every chore of the repository is one command, and CI calls only these.
 
 mod ci;
+mod manual;
 mod run;
 mod test;
 mod tools;
@@ -24,6 +25,11 @@ enum Chore {
     Test(test::Args),
     /// Everything that must hold before a change lands: fmt, clippy, docs, tests, vectors, demo.
     Ci,
+    /// Write manual pages and the shells' completion scripts.
+    Completions {
+        /// Folder for them (default: `manual` in cargo's target folder)
+        dir: Option<PathBuf>,
+    },
     /// Run vector files through the real code.
     Vectors {
         /// Folder with the vector files (default: the repository's copy)
@@ -38,6 +44,7 @@ fn main() -> ExitCode {
     let result = match Cli::parse().chore {
         Chore::Test(args) => test::run(&args),
         Chore::Ci => ci::run(),
+        Chore::Completions { dir } => manual::run(dir),
         Chore::Vectors { dir, known_only } => vectors(dir, known_only),
     };
     match result {

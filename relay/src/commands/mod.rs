@@ -5,6 +5,7 @@ pub(crate) mod bench;
 pub(crate) mod demo;
 pub(crate) mod list;
 pub(crate) mod login;
+pub(crate) mod manual;
 pub(crate) mod ping;
 pub(crate) mod port_forward;
 pub(crate) mod server;
