@@ -9,6 +9,7 @@ pub mod listening;
 mod peers;
 pub mod ssh;
 mod tcp;
+mod traffic;
 mod udp;
 
 use std::future::Future;
@@ -30,6 +31,7 @@ use url::Url;
 
 pub use error::Error;
 use peers::Peers;
+use traffic::Traffic;
 
 /// The protocol wants a version with a `v`.
 const VERSION: &str = concat!("v", env!("CARGO_PKG_VERSION"));
@@ -102,12 +104,24 @@ async fn serve(config: Config, session: &mut AgentSession, nodes: OwnNode) -> Re
     tasks.spawn(announce(tunnel.clone(), nodes, name));
     tasks.spawn(report(events));
     tasks.spawn(checks::run(checked, tls, session.healths()));
-    tasks.spawn(tcp::serve(tunnel.incoming(), engine, ssh));
+    let traffic = Arc::new(Traffic::default());
+    let counted = Arc::clone(&traffic);
+    session.report(Arc::new(move || counted.report()));
+    tasks.spawn(tcp::serve(
+        tunnel.incoming(),
+        engine,
+        ssh,
+        Arc::clone(&traffic),
+    ));
     let answers = tunnel.clone();
-    tasks.spawn(udp::serve(tunnel.serve_datagrams(), move |datagram| {
-        let tunnel = answers.clone();
-        async move { tunnel.send_datagram(datagram).await }
-    }));
+    tasks.spawn(udp::serve(
+        tunnel.serve_datagrams(),
+        traffic,
+        move |datagram| {
+            let tunnel = answers.clone();
+            async move { tunnel.send_datagram(datagram).await }
+        },
+    ));
 
     let mut peers = Peers::new(tunnel.clone());
     loop {

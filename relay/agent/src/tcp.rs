@@ -7,13 +7,14 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use relay_engine::{Engine, pump};
+use relay_engine::{Engine, pump_counted};
 use relay_tunnel::stack::Incoming;
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 
 use crate::api::{self, Api};
 use crate::ssh;
+use crate::traffic::{Protocol, Traffic};
 
 /// What one peer may have open. Two descriptors each; the limit of descriptors is for all peers.
 const PER_PEER: usize = 16_384;
@@ -25,6 +26,7 @@ pub(crate) async fn serve(
     mut incoming: mpsc::Receiver<Incoming>,
     engine: Engine,
     ssh: Arc<ssh::Server>,
+    traffic: Arc<Traffic>,
 ) {
     let open = Open::default();
     let api = Arc::new(Api::default());
@@ -35,12 +37,12 @@ pub(crate) async fn serve(
             wanted.refuse();
             continue;
         };
-        let (api, ssh) = (Arc::clone(&api), Arc::clone(&ssh));
+        let (api, ssh, traffic) = (Arc::clone(&api), Arc::clone(&ssh), Arc::clone(&traffic));
         tokio::spawn(async move {
             match wanted.port() {
                 api::PORT => answer(wanted, api).await,
-                port if ssh::PORTS.contains(&port) => log_in(wanted, ssh).await,
-                _ => connect(wanted, engine).await,
+                port if ssh::PORTS.contains(&port) => log_in(wanted, ssh, &traffic).await,
+                _ => connect(wanted, engine, &traffic).await,
             }
             drop(place);
         });
@@ -56,7 +58,8 @@ async fn answer(wanted: Incoming, api: Arc<Api>) {
 }
 
 /// Serves SSH, which the agent itself speaks.
-async fn log_in(wanted: Incoming, ssh: Arc<ssh::Server>) {
+async fn log_in(wanted: Incoming, ssh: Arc<ssh::Server>, traffic: &Arc<Traffic>) {
+    let _counted = traffic.open(Protocol::Ssh);
     match wanted.accept().await {
         Ok(peer) => {
             if let (Ok(remote), Ok(local)) = (peer.peer_addr(), peer.local_addr()) {
@@ -67,7 +70,7 @@ async fn log_in(wanted: Incoming, ssh: Arc<ssh::Server>) {
     }
 }
 
-async fn connect(wanted: Incoming, engine: Engine) {
+async fn connect(wanted: Incoming, engine: Engine, traffic: &Arc<Traffic>) {
     let (source, port) = (wanted.source(), wanted.port());
     let app = match dial(port).await {
         Ok(app) => app,
@@ -83,7 +86,8 @@ async fn connect(wanted: Incoming, engine: Engine) {
             return relay_engine::abort(app);
         }
     };
-    let summary = pump(peer, app, engine).await;
+    let counted = traffic.open(Protocol::Tcp);
+    let summary = pump_counted(peer, app, engine, &counted.counts.moved).await;
     tracing::debug!(
         %source,
         port,

@@ -15,6 +15,7 @@ use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
 
 use crate::tcp::LOOPBACKS;
+use crate::traffic::{Counted, Counts, Protocol, Traffic};
 
 /// Silence after which a flow ends.
 const IDLE: Duration = Duration::from_secs(120);
@@ -31,12 +32,15 @@ const ANSWERS: usize = 256;
 type Key = (SocketAddrV6, SocketAddrV6);
 
 /// Serves datagrams until the tunnel is closed; `send` takes the answers.
-pub(crate) async fn serve<F>(mut incoming: mpsc::Receiver<Datagram>, send: impl Fn(Datagram) -> F)
-where
+pub(crate) async fn serve<F>(
+    mut incoming: mpsc::Receiver<Datagram>,
+    traffic: Arc<Traffic>,
+    send: impl Fn(Datagram) -> F,
+) where
     F: Future<Output = Result<(), relay_tunnel::Error>>,
 {
     let (answers, mut outgoing) = mpsc::channel(ANSWERS);
-    let mut flows = Flows::new(answers);
+    let mut flows = Flows::new(answers, traffic);
     loop {
         let expiry = flows.next_expiry();
         tokio::select! {
@@ -66,6 +70,7 @@ struct Flows {
     dns: Sessions<Key, Flow>,
     other: Sessions<Key, Flow>,
     answers: mpsc::Sender<Datagram>,
+    traffic: Arc<Traffic>,
     /// One buffer for all: it is used only between two awaits.
     buffer: Arc<Mutex<Vec<u8>>>,
 }
@@ -73,6 +78,7 @@ struct Flows {
 struct Flow {
     socket: Arc<UdpSocket>,
     state: Arc<State>,
+    counted: Counted,
     reader: AbortHandle,
 }
 
@@ -101,11 +107,12 @@ impl Drop for Flow {
 }
 
 impl Flows {
-    fn new(answers: mpsc::Sender<Datagram>) -> Flows {
+    fn new(answers: mpsc::Sender<Datagram>, traffic: Arc<Traffic>) -> Flows {
         Flows {
             dns: Sessions::new(FLOWS, IDLE_DNS),
             other: Sessions::new(FLOWS, IDLE),
             answers,
+            traffic,
             buffer: Arc::new(Mutex::new(vec![0; LARGEST])),
         }
     }
@@ -121,6 +128,7 @@ impl Flows {
         let (key, now) = ((source, destination), Instant::now());
         if let Some(flow) = self.table(destination.port()).get(&key, now) {
             let sent = flow.socket.try_send(&payload);
+            flow.counted.counts.received(payload.len());
             if !is_refused(&sent) && !flow.state.refused.load(Ordering::Relaxed) {
                 return;
             }
@@ -129,6 +137,7 @@ impl Flows {
         match open(destination.port(), &payload) {
             Ok(socket) => {
                 let flow = self.start(key, socket, now);
+                flow.counted.counts.received(payload.len());
                 self.table(destination.port()).insert(key, flow, now);
             }
             Err(error) => {
@@ -167,16 +176,19 @@ impl Flows {
             answered: Mutex::new(now),
             refused: AtomicBool::new(false),
         });
+        let counted = self.traffic.open(Protocol::Udp);
         let reader = read_answers(
             key,
             Arc::clone(&socket),
             Arc::clone(&state),
+            Arc::clone(&counted.counts),
             self.answers.clone(),
             Arc::clone(&self.buffer),
         );
         Flow {
             socket,
             state,
+            counted,
             reader: tokio::spawn(reader).abort_handle(),
         }
     }
@@ -186,6 +198,7 @@ async fn read_answers(
     (peer, own): Key,
     socket: Arc<UdpSocket>,
     state: Arc<State>,
+    counts: Arc<Counts>,
     answers: mpsc::Sender<Datagram>,
     buffer: Arc<Mutex<Vec<u8>>>,
 ) {
@@ -201,6 +214,7 @@ async fn read_answers(
         match received {
             Ok(payload) => {
                 state.note_answer(Instant::now());
+                counts.sent(payload.len());
                 let answer = Datagram {
                     source: own,
                     destination: peer,
@@ -340,7 +354,7 @@ mod tests {
 
     fn flows() -> (Flows, Answers) {
         let (sender, receiver) = mpsc::channel(ANSWERS);
-        (Flows::new(sender), receiver)
+        (Flows::new(sender, Arc::default()), receiver)
     }
 
     fn datagram(source: SocketAddrV6, port: u16, payload: &[u8]) -> Datagram {

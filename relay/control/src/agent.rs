@@ -2,13 +2,14 @@
 //! connection that is opened again whenever it breaks (coder_wire §14).
 
 use std::collections::BTreeMap;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use relay_tunnel::endpoint::{LocalNode, PeerNode};
 use relay_wire::derp_map::DerpMap;
 use relay_wire::proto::agent::{
     self, BatchUpdateAppHealthRequest, BatchUpdateAppHealthResponse, GetManifestRequest, Lifecycle,
-    Manifest, Startup, Stats, UpdateLifecycleRequest, UpdateStartupRequest, UpdateStatsRequest,
+    Manifest, Startup, UpdateLifecycleRequest, UpdateStartupRequest, UpdateStatsRequest,
     UpdateStatsResponse, WorkspaceApp, batch_update_app_health_request::HealthUpdate,
     lifecycle::State,
 };
@@ -21,7 +22,7 @@ use tokio::time::{Instant, timeout};
 use url::Url;
 use uuid::Uuid;
 
-pub use relay_wire::proto::agent::AppHealth;
+pub use relay_wire::proto::agent::{AppHealth, Stats};
 
 use crate::Error;
 use crate::coordinate::{
@@ -103,12 +104,15 @@ pub enum Event {
     Refused(Error),
 }
 
+/// Gives what the tunnels carried since it was asked last.
+pub type Statistics = Arc<dyn Fn() -> Stats + Send + Sync>;
+
 /// A running session; it ends when dropped, in order by [`AgentSession::shutdown`].
-#[derive(Debug)]
 pub struct AgentSession {
     events: mpsc::Receiver<Event>,
     ready: mpsc::UnboundedSender<Uuid>,
     healths: watch::Sender<Healths>,
+    statistics: Arc<OnceLock<Statistics>>,
     stop: watch::Sender<bool>,
     task: JoinHandle<()>,
 }
@@ -124,6 +128,7 @@ impl AgentSession {
         let (ready, readies) = mpsc::unbounded_channel();
         let (healths, told_healths) = watch::channel(Healths::new());
         let (stop, stopped) = watch::channel(false);
+        let statistics = Arc::new(OnceLock::new());
         let run = Run {
             http: Http::new(url, access),
             version: version.to_owned(),
@@ -131,12 +136,14 @@ impl AgentSession {
             events: sender,
             readies,
             healths: told_healths,
+            statistics: Arc::clone(&statistics),
             stop: stopped,
         };
         Self {
             events,
             ready,
             healths,
+            statistics,
             stop,
             task: tokio::spawn(run.run()),
         }
@@ -158,11 +165,22 @@ impl AgentSession {
         self.healths.clone()
     }
 
+    /// Whom to ask for statistics, as often as the control plane wants them. The first one counts.
+    pub fn report(&self, statistics: Statistics) {
+        let _ = self.statistics.set(statistics);
+    }
+
     /// Says goodbye and ends; takes about a second at most.
     pub async fn shutdown(mut self) {
         self.stop.send_replace(true);
         self.events.close();
         let _ = timeout(GOODBYE, &mut self.task).await;
+    }
+}
+
+impl std::fmt::Debug for AgentSession {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("AgentSession").finish_non_exhaustive()
     }
 }
 
@@ -179,6 +197,7 @@ struct Run {
     events: mpsc::Sender<Event>,
     readies: mpsc::UnboundedReceiver<Uuid>,
     healths: watch::Receiver<Healths>,
+    statistics: Arc<OnceLock<Statistics>>,
     stop: watch::Receiver<bool>,
 }
 
@@ -286,6 +305,8 @@ impl Run {
             .await?;
         let mut told = None;
         let mut stats_at = Some(Instant::now());
+        // The first report is empty: it asks how often to send others.
+        let mut asked = false;
         let mut stop = self.stop.clone();
         self.healths.mark_changed();
         loop {
@@ -314,7 +335,11 @@ impl Run {
                     let healths = self.healths.borrow_and_update().clone();
                     tell_healths(mux, healths).await?;
                 }
-                () = at(stats_at) => stats_at = Some(Instant::now() + stats(mux).await?),
+                () = at(stats_at) => {
+                    let told = self.statistics.get().filter(|_| asked).map(|told| told());
+                    asked = true;
+                    stats_at = Some(Instant::now() + stats(mux, told).await?);
+                }
             }
         }
     }
@@ -394,11 +419,9 @@ fn checked(app: WorkspaceApp) -> Option<App> {
     })
 }
 
-/// Reports that the agent lives and gives the time to the next report.
-async fn stats(mux: &Mux) -> Result<Duration, RpcError> {
-    let request = UpdateStatsRequest {
-        stats: Some(Stats::default()),
-    };
+/// Reports what the tunnels carried and gives the time to the next report.
+async fn stats(mux: &Mux, stats: Option<Stats>) -> Result<Duration, RpcError> {
+    let request = UpdateStatsRequest { stats };
     let answer: UpdateStatsResponse = call(mux.unary(agent::UPDATE_STATS, &request)).await?;
     let interval = answer
         .report_interval

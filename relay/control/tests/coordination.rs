@@ -5,6 +5,7 @@
     reason = "a test panics on what it does not expect"
 )]
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use relay_control::agent::{self, AgentSession};
@@ -34,6 +35,8 @@ enum Seen {
     Request(Box<CoordinateRequest>),
     /// A call of the agent API.
     Called(String),
+    /// Statistics of an agent; none in a call that only asks how often they are wanted.
+    Stats(Option<proto::Stats>),
 }
 
 /// How it behaves.
@@ -117,6 +120,14 @@ async fn call(mut call: Incoming, manner: Manner, seen: mpsc::UnboundedSender<Se
             };
             drop(call.reply(&answer).await);
         }
+        proto::UPDATE_STATS => {
+            let request: proto::UpdateStatsRequest = call.request().await.unwrap();
+            drop(seen.send(Seen::Stats(request.stats)));
+            let answer = UpdateStatsResponse {
+                report_interval: Some(Duration::from_secs(1).into()),
+            };
+            drop(call.reply(&answer).await);
+        }
         path => {
             drop(seen.send(Seen::Called(path.to_owned())));
             drop(match path {
@@ -129,7 +140,6 @@ async fn call(mut call: Incoming, manner: Manner, seen: mpsc::UnboundedSender<Se
                 }
                 proto::UPDATE_STARTUP => call.reply(&Startup::default()).await,
                 proto::UPDATE_LIFECYCLE => call.reply(&Lifecycle::default()).await,
-                proto::UPDATE_STATS => call.reply(&UpdateStatsResponse::default()).await,
                 _ => call.refuse(UNIMPLEMENTED, "Unimplemented").await,
             });
         }
@@ -272,6 +282,10 @@ async fn an_agent_tells_its_life_and_that_it_let_a_peer_in() {
     let (url, mut seen) = control_plane(manner).await;
     let (_keep, nodes) = nodes();
     let mut session = AgentSession::start(&url, Access::default(), "v0.1.0", nodes);
+    session.report(Arc::new(|| agent::Stats {
+        rx_bytes: 7,
+        ..agent::Stats::default()
+    }));
     loop {
         match session.event().await.unwrap() {
             agent::Event::Connected(identity) => assert_eq!(identity.agent, AGENT),
@@ -279,14 +293,24 @@ async fn an_agent_tells_its_life_and_that_it_let_a_peer_in() {
             _ => {}
         }
     }
-    let mut calls = Vec::new();
+    let (mut calls, mut told) = (Vec::new(), Vec::new());
     loop {
         match seen.recv().await.unwrap() {
             Seen::Called(path) => calls.push(path),
+            Seen::Stats(stats) => told.push(stats.map(|stats| stats.rx_bytes)),
             Seen::Request(request) if !request.ready_for_handshake.is_empty() => break,
             _ => {}
         }
     }
+    // The first one asks how often the others are wanted.
+    while told.len() < 2 {
+        match seen.recv().await.unwrap() {
+            Seen::Called(path) => calls.push(path),
+            Seen::Stats(stats) => told.push(stats.map(|stats| stats.rx_bytes)),
+            _ => {}
+        }
+    }
+    assert_eq!(told, [None, Some(7)]);
     session.shutdown().await;
     while let Ok(seen) = seen.try_recv() {
         if let Seen::Called(path) = seen {

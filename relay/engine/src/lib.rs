@@ -16,7 +16,7 @@ use std::str::FromStr;
 
 pub use end::{End, abort, peek};
 pub use listen::{connect, deepen, listen, listen_udp};
-pub use pump::{Ending, Side, Summary, pump};
+pub use pump::{Ending, Moved, Side, Summary, pump, pump_counted};
 
 /// How bytes get from one socket to the other.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -45,15 +45,24 @@ pub struct Summary {
 /// direction is passed on as the end of that direction alone; a reset is passed on as a reset.
 /// Dropping the future closes both.
 pub async fn pump(a: impl Into<End>, b: impl Into<End>, engine: Engine) -> Summary {
+    pump_counted(a, b, engine, &Moved::default()).await
+}
+
+/// The same as [`pump`]; what was moved so far can be read meanwhile.
+pub async fn pump_counted(
+    a: impl Into<End>,
+    b: impl Into<End>,
+    engine: Engine,
+    moved: &Moved,
+) -> Summary {
     let (a, b) = (a.into(), b.into());
-    let moved = Moved::default();
     let end = match engine {
-        Engine::Auto | Engine::Splice => Epoll { splice: true }.carry(a, b, &moved).await,
-        Engine::Copy => Epoll { splice: false }.carry(a, b, &moved).await,
+        Engine::Auto | Engine::Splice => Epoll { splice: true }.carry(a, b, moved).await,
+        Engine::Copy => Epoll { splice: false }.carry(a, b, moved).await,
     };
     Summary {
-        a_to_b: moved.a_to_b.into_inner(),
-        b_to_a: moved.b_to_a.into_inner(),
+        a_to_b: moved.a_to_b(),
+        b_to_a: moved.b_to_a(),
         end,
     }
 }
@@ -76,13 +85,25 @@ pub(crate) trait Carrier {
     fn carry(self, a: End, b: End, moved: &Moved) -> impl Future<Output = Ending> + Send;
 }
 
-/// What was moved so far.
+/// What a pump moved so far.
 #[derive(Debug, Default)]
-pub(crate) struct Moved {
+pub struct Moved {
     /// Bytes taken by B.
     pub(crate) a_to_b: AtomicU64,
     /// Bytes taken by A.
     pub(crate) b_to_a: AtomicU64,
+}
+
+impl Moved {
+    /// Bytes taken by B.
+    pub fn a_to_b(&self) -> u64 {
+        self.a_to_b.load(Ordering::Relaxed)
+    }
+
+    /// Bytes taken by A.
+    pub fn b_to_a(&self) -> u64 {
+        self.b_to_a.load(Ordering::Relaxed)
+    }
 }
 
 pub(crate) fn count(moved: &AtomicU64, bytes: usize) {

@@ -29,7 +29,7 @@ use crate::resume::ResumeKey;
 use crate::state::{Presence, Shared, State};
 use crate::store::Store;
 use crate::traffic::Traffic;
-use crate::{api, map, proxy, secrets, stun, tls, usage};
+use crate::{api, map, proxy, secrets, stun, tls, traffic, usage};
 
 /// How long a TLS handshake may take.
 const TLS_HANDSHAKE: Duration = Duration::from_secs(10);
@@ -109,6 +109,7 @@ impl Server {
             tokio::spawn(look_for_changes(Arc::clone(&state))),
             tokio::spawn(proxy::tidy(Arc::clone(&state))),
             tokio::spawn(usage::run(Arc::clone(&state))),
+            tokio::spawn(traffic::sample(Arc::clone(&state))),
         ];
         if let Some((socket, _)) = stun {
             tasks.push(tokio::spawn(stun::serve(socket)));

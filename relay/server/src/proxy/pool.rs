@@ -76,7 +76,7 @@ fn count(polled: &Poll<Option<Result<Frame<Bytes>, hyper::Error>>>, meter: &Mete
     if let Poll::Ready(Some(Ok(frame))) = polled
         && let Some(data) = frame.data_ref()
     {
-        meter.add(data.len());
+        meter.add(data.len() as u64);
     }
 }
 

@@ -8,7 +8,7 @@ use http::request::Parts;
 use http::{Response, Version};
 use hyper::upgrade::{OnUpgrade, Upgraded};
 use hyper_util::rt::TokioIo;
-use relay_engine::{Engine, pump};
+use relay_engine::{Engine, pump_counted};
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 
@@ -16,6 +16,7 @@ use super::forward::Visit;
 use super::pool::Answered;
 use super::{own, right};
 use crate::api::websocket::has_token;
+use crate::traffic::{Meter, Stream};
 use crate::usage;
 
 /// Buffer of a direction whose bytes have to be encrypted or decrypted.
@@ -54,15 +55,15 @@ impl Upgrade {
         let state = Arc::clone(visit.state);
         let (asked, grant) = (visit.asked.clone(), visit.right.grant.clone());
         let epoch = visit.right.epoch;
-        let session = session.into_connection();
+        let (session, meter) = (session.into_connection(), Arc::clone(&visit.right.meter));
         tokio::spawn(async move {
-            let _session = session;
+            let (_session, stream) = (session, meter.stream());
             let (browser, app) = match tokio::try_join!(self.browser, app) {
                 Ok(both) => both,
                 Err(error) => return tracing::debug!(%error, "an upgrade did not come about"),
             };
             tokio::select! {
-                () = carry(browser, app) => {}
+                () = carry(browser, app, &meter, &stream) => {}
                 () = state.stopped() => {}
                 () = right::withdrawn(&state, &asked, &grant, epoch) => {
                     tracing::debug!("an upgraded connection lost its right");
@@ -83,10 +84,11 @@ impl Upgrade {
 }
 
 /// Moves bytes both ways until both directions are done.
-async fn carry(browser: Upgraded, app: Upgraded) {
+async fn carry(browser: Upgraded, app: Upgraded, meter: &Arc<Meter>, counted: &Stream) {
     match (raw(browser), raw(app)) {
         (Ok((mut browser, from_browser)), Ok((mut app, from_app))) => {
             // What came behind the heads.
+            meter.add((from_browser.len() + from_app.len()) as u64);
             let early = async {
                 browser.write_all(&from_app).await?;
                 app.write_all(&from_browser).await
@@ -94,11 +96,11 @@ async fn carry(browser: Upgraded, app: Upgraded) {
             if early.await.is_ok() {
                 drop((from_browser, from_app));
                 // Idle sockets cost no buffers here.
-                Box::pin(pump(browser, app, Engine::Auto)).await;
+                Box::pin(pump_counted(browser, app, Engine::Auto, &counted.moved)).await;
             }
         }
         (browser, app) => {
-            let (mut browser, mut app) = (stream(browser), stream(app));
+            let (mut browser, mut app) = (stream(browser, meter), stream(app, meter));
             let copied =
                 tokio::io::copy_bidirectional_with_sizes(&mut browser, &mut app, BUFFER, BUFFER);
             if let Err(error) = Box::pin(copied).await {
@@ -116,34 +118,60 @@ fn raw(upgraded: Upgraded) -> Raw {
     Ok((parts.io.into_inner(), parts.read_buf))
 }
 
+/// A stream, whatever it is, whose bytes are counted where they are read.
+struct Metered {
+    stream: Either,
+    meter: Arc<Meter>,
+}
+
 enum Either {
     Raw(std::io::Cursor<bytes::Bytes>, TcpStream),
     Wrapped(Box<TokioIo<Upgraded>>),
 }
 
-fn stream(end: Raw) -> Either {
-    match end {
-        Ok((stream, early)) => Either::Raw(std::io::Cursor::new(early), stream),
-        Err(upgraded) => Either::Wrapped(Box::new(TokioIo::new(upgraded))),
+fn stream(end: Raw, meter: &Arc<Meter>) -> Metered {
+    Metered {
+        stream: match end {
+            Ok((stream, early)) => Either::Raw(std::io::Cursor::new(early), stream),
+            Err(upgraded) => Either::Wrapped(Box::new(TokioIo::new(upgraded))),
+        },
+        meter: Arc::clone(meter),
     }
 }
 
-mod either {
+mod metered {
     use std::io;
     use std::pin::Pin;
     use std::task::{Context, Poll};
 
     use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-    use super::Either;
+    use super::{Either, Metered};
 
-    impl AsyncRead for Either {
+    impl AsyncRead for Metered {
         fn poll_read(
             self: Pin<&mut Self>,
             context: &mut Context<'_>,
             buffer: &mut ReadBuf<'_>,
         ) -> Poll<io::Result<()>> {
-            match self.get_mut() {
+            let this = self.get_mut();
+            let before = buffer.filled().len();
+            let polled = this.stream.poll_read(context, buffer);
+            let read = buffer.filled().len() - before;
+            if read > 0 {
+                this.meter.add(read as u64);
+            }
+            polled
+        }
+    }
+
+    impl Either {
+        fn poll_read(
+            &mut self,
+            context: &mut Context<'_>,
+            buffer: &mut ReadBuf<'_>,
+        ) -> Poll<io::Result<()>> {
+            match self {
                 Self::Raw(early, stream) => {
                     let at = early.position() as usize;
                     let rest = &early.get_ref()[at..];
@@ -160,29 +188,29 @@ mod either {
         }
     }
 
-    impl AsyncWrite for Either {
+    impl AsyncWrite for Metered {
         fn poll_write(
             self: Pin<&mut Self>,
             context: &mut Context<'_>,
             bytes: &[u8],
         ) -> Poll<io::Result<usize>> {
-            match self.get_mut() {
-                Self::Raw(_, stream) => Pin::new(stream).poll_write(context, bytes),
-                Self::Wrapped(io) => Pin::new(io).poll_write(context, bytes),
+            match &mut self.get_mut().stream {
+                Either::Raw(_, stream) => Pin::new(stream).poll_write(context, bytes),
+                Either::Wrapped(io) => Pin::new(io).poll_write(context, bytes),
             }
         }
 
         fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-            match self.get_mut() {
-                Self::Raw(_, stream) => Pin::new(stream).poll_flush(context),
-                Self::Wrapped(io) => Pin::new(io).poll_flush(context),
+            match &mut self.get_mut().stream {
+                Either::Raw(_, stream) => Pin::new(stream).poll_flush(context),
+                Either::Wrapped(io) => Pin::new(io).poll_flush(context),
             }
         }
 
         fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-            match self.get_mut() {
-                Self::Raw(_, stream) => Pin::new(stream).poll_shutdown(context),
-                Self::Wrapped(io) => Pin::new(io).poll_shutdown(context),
+            match &mut self.get_mut().stream {
+                Either::Raw(_, stream) => Pin::new(stream).poll_shutdown(context),
+                Either::Wrapped(io) => Pin::new(io).poll_shutdown(context),
             }
         }
     }

@@ -13,9 +13,8 @@ use crate::apps::access::ShareLevel;
 use crate::apps::hostname::AppHost;
 use crate::state::Shared;
 use crate::store::{AgentAccess, App, AppHealth, Lifecycle};
+use crate::traffic::REPORT;
 
-/// How often agents tell their statistics.
-const REPORT: Duration = Duration::from_secs(30);
 /// Longest text about itself that is kept of an agent.
 const TEXT: usize = 1024;
 /// Most apps that an agent tells about at a time.
@@ -35,12 +34,7 @@ pub(super) async fn answer(
         agent::BATCH_UPDATE_APP_HEALTHS => health(state, access, call).await,
         agent::UPDATE_STARTUP => startup(state, access, call).await,
         agent::UPDATE_LIFECYCLE => lifecycle(state, access, call).await,
-        agent::UPDATE_STATS => {
-            let answer = agent::UpdateStatsResponse {
-                report_interval: Some(REPORT.into()),
-            };
-            within(call.reply(&answer)).await
-        }
+        agent::UPDATE_STATS => stats(state, access, call).await,
         agent::GET_RESOURCES_MONITORING_CONFIGURATION => {
             let answer = agent::GetResourcesMonitoringConfigurationResponse {
                 config: Some(monitoring::Config {
@@ -155,6 +149,24 @@ async fn health(state: &Shared, access: &AgentAccess, mut call: Incoming) -> Res
         }
         Err(error) => failed(&error, call).await,
     }
+}
+
+/// Notes what the agent's tunnels carried; the first report only asks how often to tell.
+async fn stats(state: &Shared, access: &AgentAccess, mut call: Incoming) -> Result<(), RpcError> {
+    let request: agent::UpdateStatsRequest = call.request().await?;
+    if let Some(stats) = request.stats {
+        let number = |number: i64| u64::try_from(number).unwrap_or(0);
+        let bytes = number(stats.rx_bytes).saturating_add(number(stats.tx_bytes));
+        let connections = number(stats.connection_count);
+        state.traffic.report(access.agent.id, bytes, connections);
+        if connections > 0 {
+            state.usage.used(access.agent.workspace_id);
+        }
+    }
+    let answer = agent::UpdateStatsResponse {
+        report_interval: Some(REPORT.into()),
+    };
+    within(call.reply(&answer)).await
 }
 
 async fn startup(state: &Shared, access: &AgentAccess, mut call: Incoming) -> Result<(), RpcError> {

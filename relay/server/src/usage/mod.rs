@@ -37,6 +37,8 @@ pub struct Subject {
 pub struct Usage {
     counters: Mutex<HashMap<Subject, Arc<Counter>>>,
     log: Mutex<Log>,
+    /// Workspaces that are used by other ways than apps.
+    used: Mutex<HashSet<Uuid>>,
     /// What could not be stored yet.
     unstored: Mutex<Vec<AppStat>>,
 }
@@ -119,13 +121,20 @@ impl Usage {
         open
     }
 
+    /// Notes that a workspace is used by another way than an app.
+    pub(crate) fn used(&self, workspace: Uuid) {
+        lock(&self.used).insert(workspace);
+    }
+
     /// The workspaces that were used since the last call.
     pub(crate) fn take_used(&self) -> HashSet<Uuid> {
+        let mut all = std::mem::take(&mut *lock(&self.used));
         let counters = lock(&self.counters);
         let used = counters
             .iter()
             .filter(|(_, counter)| lock(&counter.sessions).take_used());
-        used.map(|(subject, _)| subject.workspace).collect()
+        all.extend(used.map(|(subject, _)| subject.workspace));
+        all
     }
 }
 

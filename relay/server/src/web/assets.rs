@@ -62,3 +62,62 @@ pub(super) async fn serve(Path((hash, name)): Path<(String, String)>) -> Respons
     headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     answer
 }
+
+#[cfg(test)]
+mod tests {
+    /// The value of a colour in a part of the style sheet.
+    fn colour(part: &str, name: &str) -> [f64; 3] {
+        let (_, rest) = part.split_once(&format!("--{name}: #")).unwrap();
+        let digits: Vec<u32> = rest
+            .chars()
+            .map_while(|letter| letter.to_digit(16))
+            .collect();
+        let byte = |index: usize| match digits.len() {
+            3 => digits[index] * 17,
+            _ => digits[2 * index] * 16 + digits[2 * index + 1],
+        };
+        [0, 1, 2].map(|index| f64::from(byte(index)) / 255.0)
+    }
+
+    /// WCAG 2.2, relative luminance.
+    fn luminance(colour: [f64; 3]) -> f64 {
+        let [red, green, blue] = colour.map(|part| match part {
+            ..=0.04045 => part / 12.92,
+            part => ((part + 0.055) / 1.055).powf(2.4),
+        });
+        0.2126 * red + 0.7152 * green + 0.0722 * blue
+    }
+
+    #[test]
+    fn texts_can_be_read_on_what_is_behind_them() {
+        let css = include_str!("../../assets/relay.css");
+        let (light, rest) = css
+            .split_once("@media (prefers-color-scheme: dark)")
+            .unwrap();
+        let (dark, _) = rest.split_once("* {").unwrap();
+        let texts = [
+            ("ink", "paper"),
+            ("ink", "card"),
+            ("ink", "accent-soft"),
+            ("dim", "paper"),
+            ("dim", "card"),
+            ("dim", "soft"),
+            ("accent", "paper"),
+            ("accent", "card"),
+            ("accent", "accent-soft"),
+            ("on-accent", "accent"),
+            ("good", "good-soft"),
+            ("wait", "wait-soft"),
+            ("bad", "bad-soft"),
+        ];
+        let edges = [("edge", "card"), ("edge", "soft"), ("accent", "card")];
+        let all = texts.map(|pair| (pair, 4.5)).into_iter();
+        for ((front, back), least) in all.chain(edges.map(|pair| (pair, 3.0))) {
+            for (mode, part) in [("light", light), ("dark", dark)] {
+                let [a, b] = [front, back].map(|name| luminance(colour(part, name)) + 0.05);
+                let ratio = a.max(b) / a.min(b);
+                assert!(ratio >= least, "{mode}: {front} on {back} has {ratio:.2}");
+            }
+        }
+    }
+}

@@ -5,6 +5,7 @@ mod guard;
 mod list;
 mod live;
 mod login;
+mod markdown;
 mod ports;
 mod spark;
 mod view;

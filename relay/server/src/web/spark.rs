@@ -1,8 +1,9 @@
 //! Traffic as a small picture and as words.
 
 use std::fmt::Write;
+use std::time::Duration;
 
-use crate::traffic::{SLOT, SLOTS};
+use crate::traffic::SLOTS;
 
 const WIDTH: f64 = 120.0;
 const HEIGHT: f64 = 28.0;
@@ -21,7 +22,7 @@ pub(super) struct Spark {
 
 impl Spark {
     /// The picture of bytes per slot, oldest first.
-    pub(super) fn new(history: &[u64; SLOTS]) -> Self {
+    pub(super) fn new(history: &[u64; SLOTS], slot: Duration) -> Self {
         let most = history.iter().copied().max().unwrap_or(0).max(1);
         let mut line = String::new();
         for (index, bytes) in history.iter().enumerate() {
@@ -34,9 +35,9 @@ impl Spark {
             let _ = write!(line, "{gap}{x:.1},{y:.1}");
         }
         let area = format!("0,{HEIGHT} {line} {WIDTH},{HEIGHT}");
-        let rate = per_second(history[SLOTS - 1]);
+        let rate = per_second(history[SLOTS - 1], slot);
         let total = size(history.iter().sum());
-        let minutes = SLOT.as_secs() * SLOTS as u64 / 60;
+        let minutes = slot.as_secs() * SLOTS as u64 / 60;
         let words = format!("{rate} now, {total} in {minutes} minutes");
         Self {
             line,
@@ -47,8 +48,8 @@ impl Spark {
     }
 }
 
-fn per_second(bytes: u64) -> String {
-    format!("{}/s", size(bytes / SLOT.as_secs()))
+fn per_second(bytes: u64, slot: Duration) -> String {
+    format!("{}/s", size(bytes / slot.as_secs()))
 }
 
 fn size(bytes: u64) -> String {
@@ -80,7 +81,7 @@ mod tests {
     fn the_highest_point_is_the_busiest_slot() {
         let mut history = [0; SLOTS];
         history[SLOTS - 1] = 4_000;
-        let spark = Spark::new(&history);
+        let spark = Spark::new(&history, Duration::from_secs(2));
         assert!(spark.line.starts_with("0.0,26.5 "), "{}", spark.line);
         assert!(spark.line.ends_with("120.0,1.5"), "{}", spark.line);
         assert_eq!(spark.words, "2.0 kB/s now, 4.0 kB in 2 minutes");

@@ -9,6 +9,7 @@ use futures_util::future::join_all;
 use relay_tunnel::path::PathState;
 use uuid::Uuid;
 
+use super::markdown;
 use super::spark::Spark;
 use super::visits::{self, Connections, Used, Uses, Visit};
 use crate::apps::access::ShareLevel;
@@ -17,6 +18,10 @@ use crate::apps::ports::{ListeningPort, Share, effective};
 use crate::dialer::{DialError, ListenError, listening_ports};
 use crate::state::State;
 use crate::store::{Agent, App, AppHealth, Transition, Workspace};
+use crate::traffic::{REPORT, SLOT};
+
+/// Longest tooltip that is shown without being asked for, bytes.
+const LONG: usize = 120;
 
 /// What listens, as far as it is known.
 #[derive(Clone)]
@@ -105,6 +110,9 @@ struct AgentView {
     asking: bool,
     connected: bool,
     levels: Vec<Level>,
+    /// All that goes through its tunnels, as it tells.
+    tunnels: Option<Spark>,
+    connections: String,
 }
 
 /// How an agent is, in a word and a sentence.
@@ -131,7 +139,10 @@ struct Tile {
     tone: &'static str,
     health: &'static str,
     who: &'static str,
+    /// HTML.
     tooltip: String,
+    /// It is shown only when it is asked for.
+    long: bool,
     used: Option<Used>,
     spark: Option<Spark>,
 }
@@ -298,8 +309,12 @@ impl Context<'_> {
         let unshared = found
             .iter()
             .filter(|port| !own.iter().any(|share| share.port == port.port));
+        let tunnels = self.state.traffic.tunnels(agent.id);
+        let connections = tunnels.as_ref().map_or(0, |(_, connections)| *connections);
         AgentView {
             name: agent.name.clone(),
+            tunnels: tunnels.map(|(history, _)| Spark::new(&history, REPORT)),
+            connections: visits::counted(connections, "connection", "connections"),
             connected: status.word == "Connected",
             groups: self.groups(agent, &open),
             shared: shared.collect(),
@@ -367,7 +382,7 @@ impl Context<'_> {
             cut: level < asked,
             levels: levels(level, maximum),
             used: self.uses.of_port(&agent.name, port, open),
-            spark: history.as_ref().map(Spark::new),
+            spark: history.as_ref().map(|history| Spark::new(history, SLOT)),
         }
     }
 
@@ -435,9 +450,10 @@ impl Context<'_> {
             tone,
             health,
             who: if app.external { "" } else { who(app.share) },
-            tooltip: app.tooltip.clone(),
+            tooltip: markdown::html(&app.tooltip),
+            long: app.tooltip.len() > LONG || app.tooltip.trim().contains('\n'),
             used: self.uses.of_app(&agent.name, &app.slug, open),
-            spark: history.as_ref().map(Spark::new),
+            spark: history.as_ref().map(|history| Spark::new(history, SLOT)),
         }
     }
 }

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use chrono::DateTime;
+use hyper_util::rt::TokioIo;
 use relay_server::apps::access::ShareLevel;
 use relay_server::{App, Store};
 use serde_json::{Value, json};
@@ -217,42 +218,47 @@ async fn who_opened_what_is_told_to_the_owner_once_an_hour() {
 }
 
 #[tokio::test]
-async fn the_page_tells_how_many_connections_are_open() {
+async fn the_page_tells_open_connections_and_what_they_carry_while_they_do() {
     let site = Site::start().await;
     let port = serve(async |mut stream| {
         let answer =
             "HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\nConnection: Upgrade\r\n\r\n";
         let _ = stream.read(&mut [0; 4096]).await;
         let _ = stream.write_all(answer.as_bytes()).await;
-        let _ = stream.read(&mut [0; 4096]).await;
+        while matches!(stream.read(&mut [0; 4096]).await, Ok(1..)) {}
     })
     .await;
     site.share(port, ShareLevel::Public).await;
     let cookie = format!("coder_session_token={}", site.alice);
-    let page = async |wanted: bool| {
+    let page = async |text: &str, wanted: bool| {
         let start = std::time::Instant::now();
         loop {
             let page = site
                 .get(DASHBOARD, "/@alice/dev", &[("cookie", &cookie)])
                 .await;
-            if page.text().contains("1 connection open") == wanted {
+            if page.text().contains(text) == wanted {
                 return;
             }
             assert!(start.elapsed() < PATIENCE, "{}", page.text());
+            tokio::time::sleep(Duration::from_millis(100)).await;
         }
     };
-    page(false).await;
+    page("1 connection open", false).await;
     let headers = [("connection", "upgrade"), ("upgrade", "x")];
-    let stream = site.connect().await;
-    let io = hyper_util::rt::TokioIo::new(stream);
+    let io = TokioIo::new(site.connect().await);
     let (mut sender, connection) = hyper::client::conn::http1::handshake(io).await.unwrap();
     let connection = tokio::spawn(connection.with_upgrades());
     let answer = sender.send_request(request("GET", &port_host(port), "/", &headers));
     let answer = soon(answer).await.unwrap();
     assert_eq!(answer.status(), 101);
-    let upgraded = soon(hyper::upgrade::on(answer)).await.unwrap();
-    page(true).await;
+    let mut upgraded = TokioIo::new(soon(hyper::upgrade::on(answer)).await.unwrap());
+    page("1 connection open", true).await;
+    page("Traffic: ", false).await;
+    soon(upgraded.write_all(&[7; 300_000])).await.unwrap();
+    // Live, and not when it ends.
+    page("300 kB in 2 minutes", true).await;
     drop(upgraded);
-    page(false).await;
+    page("1 connection open", false).await;
+    page("300 kB in 2 minutes", true).await;
     connection.abort();
 }

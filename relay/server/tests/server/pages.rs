@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use futures_util::future::BoxFuture;
 use relay_server::{Dial, DialError};
 use relay_tunnel::path::PathState;
+use relay_wire::proto::agent::{self, Stats, UpdateStatsRequest, UpdateStatsResponse};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use uuid::Uuid;
@@ -348,5 +349,44 @@ async fn a_part_of_a_page_is_never_replaced_by_the_login_page() {
     assert!(
         refused.contains("Hx-Retarget: body") && refused.contains("Form refused"),
         "{refused}"
+    );
+}
+
+#[tokio::test]
+async fn the_page_shows_what_an_agents_tunnels_carry() {
+    let plane = Plane::start().await;
+    let (cookie, _) = session(&plane).await;
+    let token = format!("coder_session_token={}", plane.workspace.agents[0].token);
+    let path = "workspaceagents/me/rpc?version=2.0&role=agent";
+    let agent = plane.control(path, &[("Cookie", &token)]).await.unwrap();
+    let tell = async |stats: Option<Stats>| {
+        let request = UpdateStatsRequest { stats };
+        let answer = agent.unary(agent::UPDATE_STATS, &request);
+        let answer: UpdateStatsResponse = crate::support::soon(answer).await.unwrap();
+        answer.report_interval.unwrap().seconds
+    };
+    assert_eq!(tell(None).await, 30);
+    let page = get(&plane, "/@alice/dev", &cookie).await;
+    assert!(!page.contains("Tunnels, "), "{page}");
+    let stats = Stats {
+        connection_count: 3,
+        rx_bytes: 600,
+        tx_bytes: 900,
+        ..Stats::default()
+    };
+    tell(Some(stats)).await;
+    // Numbers that make no sense count for nothing.
+    let odd = Stats {
+        connection_count: 3,
+        rx_bytes: -5,
+        ..Stats::default()
+    };
+    tell(Some(odd)).await;
+    let mut live = Events::open(&plane, &cookie).await;
+    live.until("Tunnels, 3 connections").await;
+    assert!(
+        live.seen.contains("50 B/s now, 1.5 kB in 30 minutes"),
+        "{}",
+        live.seen
     );
 }

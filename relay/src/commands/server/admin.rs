@@ -9,7 +9,7 @@ use anyhow::{Context, ensure};
 use comfy_table::Table;
 use comfy_table::presets::NOTHING;
 use relay_server::{
-    CreatedWorkspace, DEFAULT_AGENT, Error, Store, User, Workspace, WorkspaceFilter,
+    CreatedWorkspace, DEFAULT_AGENT, Error, Store, Transition, User, Workspace, WorkspaceFilter,
 };
 use serde_json::{Value, json};
 
@@ -271,15 +271,19 @@ fn print_made(
 }
 
 fn list(workspaces: &[Workspace], output: &Output) -> anyhow::Result<()> {
-    let mut table = table(["WORKSPACE", "STATE", "BUILD", "AGENTS"]);
+    let mut table = table(["WORKSPACE", "TEMPLATE", "STATE", "BUILD", "AGENTS"]);
     let mut all = Vec::new();
     for workspace in workspaces {
         let agents = workspace.agents.iter();
         let names: Vec<_> = agents.clone().map(|agent| agent.name.as_str()).collect();
-        let state = workspace.build.transition.as_str();
+        let template = workspace.template.as_ref();
         table.add_row([
             format!("{}/{}", workspace.owner_name, workspace.name),
-            state.to_owned(),
+            template.map_or_else(|| "-".to_owned(), |template| template.name.clone()),
+            match workspace.build.transition {
+                Transition::Start => "running".to_owned(),
+                Transition::Stop => "stopped".to_owned(),
+            },
             workspace.build.number.to_string(),
             names.join(", "),
         ]);
@@ -290,8 +294,8 @@ fn list(workspaces: &[Workspace], output: &Output) -> anyhow::Result<()> {
             "id": workspace.id,
             "owner": workspace.owner_name,
             "name": workspace.name,
-            "template": workspace.template.as_ref().map(|template| &template.name),
-            "transition": state,
+            "template": template.map(|template| &template.name),
+            "transition": workspace.build.transition.as_str(),
             "build_number": workspace.build.number,
             "created_at": workspace.created_at,
             "agents": agents,
