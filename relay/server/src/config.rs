@@ -4,7 +4,9 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
+use relay_tunnel::endpoint::BUSY_POLL;
 use relay_tunnel::stack::NetHelper;
 use url::Url;
 
@@ -55,6 +57,9 @@ pub struct Config {
     /// Makes the server's end of tunnels, forked before the process had threads; without it no app
     /// of a workspace can be opened through this server.
     pub helper: Option<NetHelper>,
+    /// How long the server's end of tunnels looks for an answer to a small message before it
+    /// sleeps; zero is off.
+    pub busy_poll: Duration,
     /// What is chosen about apps in a browser.
     pub apps: Choices,
     /// Another way to agents' ports than the server's own tunnels.
@@ -84,6 +89,7 @@ impl Config {
             force_websockets: false,
             api_rate_limit: API,
             helper: None,
+            busy_poll: Duration::from_micros(BUSY_POLL),
             apps: Choices::default(),
             dialer: None,
         }

@@ -1,8 +1,8 @@
 //! A browser's connection: which version of HTTP it speaks, and who answers its requests.
 
 use std::convert::Infallible;
-use std::io;
 use std::net::IpAddr;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,13 +15,19 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
-use tokio_rustls::server::TlsStream;
+use tokio_rustls::TlsAcceptor;
 
+use crate::first::First;
+use crate::lanes::Lanes;
 use crate::proxy;
-use crate::state::Shared;
+use crate::state::{Shared, State};
 
 /// How long the head of a request may take, and a connection may wait for one.
 const HEAD: Duration = Duration::from_secs(30);
+/// How long a TLS handshake may take.
+const TLS_HANDSHAKE: Duration = Duration::from_secs(10);
+/// How long a request gets to be answered when the server stops.
+const FAREWELL: Duration = Duration::from_secs(1);
 /// Longest head of a request, and most bytes of a body that are held.
 const BUFFER: usize = 64 << 10;
 /// Requests at once on a connection of HTTP/2.
@@ -47,34 +53,74 @@ pub(crate) struct Peer {
 pub(crate) struct Front {
     state: Shared,
     router: TowerToHyperService<Router>,
+    tls: Option<TlsAcceptor>,
+    lanes: Lanes,
 }
 
 impl Front {
-    pub(crate) fn new(state: Shared, router: Router) -> Self {
+    pub(crate) fn new(
+        state: Shared,
+        router: Router,
+        tls: Option<TlsAcceptor>,
+        lanes: Lanes,
+    ) -> Self {
         let router = TowerToHyperService::new(router);
-        Self { state, router }
-    }
-
-    /// Serves a connection without TLS until it ends or becomes something else than HTTP.
-    pub(crate) async fn plain(self, stream: TcpStream, address: IpAddr) {
-        let peer = Peer {
-            address,
-            tls: false,
-        };
-        match tokio::time::timeout(HEAD, starts_http2(&stream)).await {
-            Ok(Ok(true)) => self.http2(stream, peer).await,
-            Ok(Ok(false)) => self.http1(stream, peer).await,
-            Ok(Err(error)) => tracing::debug!(%error, "a connection ended before a request"),
-            Err(_) => tracing::debug!("a connection brought no request"),
+        Self {
+            state,
+            router,
+            tls,
+            lanes,
         }
     }
 
-    /// Serves a connection with TLS.
-    pub(crate) async fn encrypted(self, stream: TlsStream<TcpStream>, address: IpAddr) {
-        let peer = Peer { address, tls: true };
-        match stream.get_ref().1.alpn_protocol() {
-            Some(b"h2") => self.http2(stream, peer).await,
-            _ => self.http1(stream, peer).await,
+    /// Finds out what a new connection is for, and has it served where that belongs.
+    pub(crate) async fn meet(self, stream: TcpStream, address: IpAddr) {
+        let tls = self.tls.is_some();
+        let peer = Peer { address, tls };
+        let patience = if tls { TLS_HANDSHAKE } else { HEAD };
+        let first = match tokio::time::timeout(patience, First::look(&stream)).await {
+            Ok(Ok(first)) => first,
+            Ok(Err(error)) => {
+                return tracing::debug!(%error, "a connection ended before a request");
+            }
+            Err(_) => return tracing::debug!("a connection brought no request"),
+        };
+        if first.is_for_app(&self.state, peer) {
+            // A stream is watched by the runtime that it was made in.
+            let stream = match stream.into_std() {
+                Ok(stream) => stream,
+                Err(error) => return tracing::debug!(%error, "a connection was not handed over"),
+            };
+            self.lanes.next().spawn(async move {
+                match TcpStream::from_std(stream) {
+                    Ok(stream) => self.greet(stream, peer, false).await,
+                    Err(error) => tracing::debug!(%error, "a connection was not taken over"),
+                }
+            });
+        } else {
+            let http2 = first.is_http2();
+            drop(first);
+            tokio::spawn(self.greet(stream, peer, http2));
+        }
+    }
+
+    /// Agrees on TLS where that is spoken, and serves the connection to its end.
+    async fn greet(self, stream: TcpStream, peer: Peer, http2: bool) {
+        let Some(tls) = self.tls.clone() else {
+            return match http2 {
+                true => self.http2(stream, peer).await,
+                false => self.http1(stream, peer).await,
+            };
+        };
+        // Together with its future this is large, and needed for a moment only.
+        let opened = Box::pin(tokio::time::timeout(TLS_HANDSHAKE, tls.accept(stream))).await;
+        match opened {
+            Ok(Ok(stream)) => match stream.get_ref().1.alpn_protocol() {
+                Some(b"h2") => self.http2(stream, peer).await,
+                _ => self.http1(stream, peer).await,
+            },
+            Ok(Err(error)) => tracing::debug!(%error, "no TLS handshake"),
+            Err(_) => tracing::debug!("a TLS handshake took too long"),
         }
     }
 
@@ -95,16 +141,7 @@ impl Front {
                 service_fn(move |request| self.clone().answer(peer, visitor.clone(), request)),
             )
             .with_upgrades();
-        let mut connection = std::pin::pin!(connection);
-        let done = tokio::select! {
-            done = connection.as_mut() => done,
-            () = state.stopped() => {
-                connection.as_mut().graceful_shutdown();
-                let rest = tokio::time::timeout(Duration::from_secs(1), connection);
-                rest.await.unwrap_or(Ok(()))
-            }
-        };
-        log(done);
+        until_stopped(&state, connection, |it| it.graceful_shutdown()).await;
     }
 
     async fn http2<S>(self, stream: S, peer: Peer)
@@ -126,16 +163,7 @@ impl Front {
                 TokioIo::new(stream),
                 service_fn(move |request| self.clone().answer(peer, visitor.clone(), request)),
             );
-        let mut connection = std::pin::pin!(connection);
-        let done = tokio::select! {
-            done = connection.as_mut() => done,
-            () = state.stopped() => {
-                connection.as_mut().graceful_shutdown();
-                let rest = tokio::time::timeout(Duration::from_secs(1), connection);
-                rest.await.unwrap_or(Ok(()))
-            }
-        };
-        log(done);
+        until_stopped(&state, connection, |it| it.graceful_shutdown()).await;
     }
 
     /// Answers a request: an app's by the proxy, all others by the API and the dashboard.
@@ -145,7 +173,7 @@ impl Front {
         memory: Arc<proxy::Memory>,
         request: http::Request<Incoming>,
     ) -> Result<http::Response<Body>, Infallible> {
-        let Self { state, router } = self;
+        let Self { state, router, .. } = self;
         let mut request = match proxy::answer(&state, peer, &memory, request).await {
             proxy::Answer::Given(answer) => return Ok(answer),
             proxy::Answer::NotAnApp(request) => request,
@@ -162,25 +190,21 @@ impl Front {
     }
 }
 
-fn log(done: hyper::Result<()>) {
+/// Serves a connection to its end; what is under way when the server stops may still be answered.
+async fn until_stopped<C>(state: &State, connection: C, stop: impl FnOnce(Pin<&mut C>))
+where
+    C: Future<Output = hyper::Result<()>>,
+{
+    let mut connection = std::pin::pin!(connection);
+    let done = tokio::select! {
+        done = connection.as_mut() => done,
+        () = state.stopped() => {
+            stop(connection.as_mut());
+            let rest = tokio::time::timeout(FAREWELL, connection);
+            rest.await.unwrap_or(Ok(()))
+        }
+    };
     if let Err(error) = done {
         tracing::debug!(%error, "an HTTP connection ended");
-    }
-}
-
-/// Whether the first bytes of a connection are those of HTTP/2 (RFC 9113 §3.4).
-async fn starts_http2(stream: &TcpStream) -> io::Result<bool> {
-    const PREFACE: &[u8] = b"PRI * HTTP/2.0";
-    let mut seen = [0; PREFACE.len()];
-    loop {
-        let length = stream.peek(&mut seen).await?;
-        if length == 0 || seen[..length] != PREFACE[..length] {
-            return Ok(false);
-        }
-        if length == PREFACE.len() {
-            return Ok(true);
-        }
-        // The rest is on its way; a peek does not wait for it.
-        tokio::time::sleep(Duration::from_millis(2)).await;
     }
 }

@@ -26,6 +26,9 @@ pub enum Error {
         /// What was being read.
         what: &'static str,
     },
+    /// The threads for apps could not be started.
+    #[error("cannot start threads: {0}; raise the limit of processes and of open files")]
+    Threads(std::io::Error),
     /// The HTTP address could not be bound.
     #[error("cannot listen on {address}: {source}; choose another one with --http-address")]
     Listen {

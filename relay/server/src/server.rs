@@ -24,6 +24,7 @@ use crate::connection::Front;
 use crate::derp::Relay;
 use crate::dialer::{Dial, NoTunnels, Setup, Tunnels};
 use crate::error::{Error, Result};
+use crate::lanes::{Lanes, Threads};
 use crate::proxy::Proxy;
 use crate::resume::ResumeKey;
 use crate::state::{Presence, Shared, State};
@@ -31,8 +32,6 @@ use crate::store::Store;
 use crate::traffic::Traffic;
 use crate::{api, map, proxy, secrets, stun, tls, traffic, usage};
 
-/// How long a TLS handshake may take.
-const TLS_HANDSHAKE: Duration = Duration::from_secs(10);
 /// How long sessions get to end when the server stops.
 const FAREWELL: Duration = Duration::from_millis(1500);
 /// How often changes by other processes are looked for.
@@ -40,14 +39,16 @@ const LOOK: Duration = Duration::from_secs(1);
 /// A silent connection is asked after this long, and given up when that brings no answer.
 const SILENCE: Duration = Duration::from_secs(30);
 
-/// A running control plane. Dropping it leaves its connections to themselves; use
-/// [`Server::shutdown`].
+/// A running control plane. Dropping it ends its connections to apps and leaves the others to
+/// themselves; use [`Server::shutdown`].
 pub struct Server {
     local: SocketAddr,
     state: Shared,
     stop: watch::Sender<bool>,
     ended: mpsc::Receiver<()>,
     tasks: Vec<JoinHandle<()>>,
+    /// Let go last: they carry what the tasks began.
+    threads: Threads,
 }
 
 impl Server {
@@ -71,12 +72,15 @@ impl Server {
         let (stop, stopping) = watch::channel(false);
         let (alive, ended) = mpsc::channel(1);
         let map = map::derp_map(&access_url, stun.as_ref().map(|(_, place)| *place));
+        let threads = Threads::start()?;
         let hub = Arc::default();
         let setup = Setup {
             hub: Arc::clone(&hub),
             map: map::own(&map, local, tls.is_some()),
             block_direct: config.block_direct,
             force_websockets: config.force_websockets,
+            busy_poll: config.busy_poll,
+            lane: threads.lanes().first().clone(),
             stopping: stopping.clone(),
         };
         let state = State {
@@ -105,7 +109,12 @@ impl Server {
         };
         let state = Arc::new(state);
         let mut tasks = vec![
-            tokio::spawn(accept(listener, tls, Arc::clone(&state))),
+            tokio::spawn(accept(
+                listener,
+                tls,
+                threads.lanes().clone(),
+                Arc::clone(&state),
+            )),
             tokio::spawn(look_for_changes(Arc::clone(&state))),
             tokio::spawn(proxy::tidy(Arc::clone(&state))),
             tokio::spawn(usage::run(Arc::clone(&state))),
@@ -120,6 +129,7 @@ impl Server {
             stop,
             ended,
             tasks,
+            threads,
         })
     }
 
@@ -150,6 +160,7 @@ impl Server {
             stop,
             mut ended,
             tasks,
+            threads,
             ..
         } = self;
         stop.send_replace(true);
@@ -165,6 +176,7 @@ impl Server {
         let _ = tokio::time::timeout(FAREWELL, ended.recv()).await;
         let _ = tokio::time::timeout(FAREWELL, usage.store_rest(&store)).await;
         let _ = tokio::time::timeout(FAREWELL, store.close()).await;
+        drop(threads);
     }
 }
 
@@ -236,8 +248,8 @@ async fn relay_key(store: &Store) -> Result<NodePrivate> {
         .map_err(|_| Error::Corrupt { what: "relay key" })
 }
 
-async fn accept(listener: TcpListener, tls: Option<TlsAcceptor>, state: Shared) {
-    let front = Front::new(Arc::clone(&state), api::router(state));
+async fn accept(listener: TcpListener, tls: Option<TlsAcceptor>, lanes: Lanes, state: Shared) {
+    let front = Front::new(Arc::clone(&state), api::router(state), tls, lanes);
     let mut said = false;
     loop {
         let (stream, address) = match listener.accept().await {
@@ -255,18 +267,7 @@ async fn accept(listener: TcpListener, tls: Option<TlsAcceptor>, state: Shared) 
             tracing::debug!(%error, "a connection cannot be set up");
             continue;
         }
-        let (front, address) = (front.clone(), address.ip().to_canonical());
-        match tls.clone() {
-            None => drop(tokio::spawn(front.plain(stream, address))),
-            Some(tls) => drop(tokio::spawn(async move {
-                let opened = tokio::time::timeout(TLS_HANDSHAKE, tls.accept(stream)).await;
-                match opened {
-                    Ok(Ok(stream)) => front.encrypted(stream, address).await,
-                    Ok(Err(error)) => tracing::debug!(%error, "no TLS handshake"),
-                    Err(_) => tracing::debug!("a TLS handshake took too long"),
-                }
-            })),
-        }
+        tokio::spawn(front.clone().meet(stream, address.ip().to_canonical()));
     }
 }
 

@@ -14,6 +14,7 @@ use relay_tunnel::stack::NetHelper;
 use url::Url;
 
 use super::interrupted;
+use super::tunnel::BusyPollArgs;
 use crate::cli::Global;
 use crate::output;
 
@@ -78,6 +79,8 @@ pub(crate) struct Args {
         hide_env_values = true
     )]
     api_rate_limit: i64,
+    #[command(flatten)]
+    busy_poll: BusyPollArgs,
     #[command(flatten)]
     apps: apps::Args,
 }
@@ -209,6 +212,7 @@ impl Args {
             force_websockets: self.derp_force_websockets,
             // Coder's settings have -1 for no limit.
             api_rate_limit: u32::try_from(self.api_rate_limit.max(0)).unwrap_or(u32::MAX),
+            busy_poll: self.busy_poll.duration(),
             apps: self.apps.choices()?,
             ..Config::new(http_address, data_dir)
         })
@@ -227,8 +231,11 @@ fn address(flag: &str, text: &str) -> anyhow::Result<SocketAddr> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use clap::Parser;
     use relay_server::apps::settings::Wildcard;
+    use relay_tunnel::endpoint::BUSY_POLL;
 
     use super::*;
 
@@ -252,12 +259,13 @@ mod tests {
         assert_eq!(plain.stun, StunAddress::Default);
         assert!(!plain.block_direct && plain.access_url.is_none());
         assert_eq!(plain.api_rate_limit, 512);
+        assert_eq!(plain.busy_poll, Duration::from_micros(BUSY_POLL));
         let words = ["--stun-address", "none", "--block-direct-connections"];
-        let words = [&words[..], &["--api-rate-limit", "-1"]].concat();
+        let words = [&words[..], &["--api-rate-limit", "-1", "--busy-poll", "0"]].concat();
         let other = config(&words).unwrap();
         assert_eq!(other.api_rate_limit, 0);
         assert_eq!(other.stun, StunAddress::Off);
-        assert!(other.block_direct);
+        assert!(other.block_direct && other.busy_poll.is_zero());
     }
 
     #[test]

@@ -17,16 +17,8 @@ pub(super) struct TunnelArgs {
     #[arg(long, default_value_t = MAX_MTU, value_name = "BYTES")]
     #[arg(value_parser = clap::value_parser!(u16).range(1280..=i64::from(MAX_MTU)))]
     pub(super) max_mtu: u16,
-    /// How long to look for an answer to a small message before sleeping, in microseconds: spares
-    /// small messages the time of being woken; 0 turns it off
-    #[arg(
-        long,
-        env = "RELAY_BUSY_POLL",
-        hide_env_values = true,
-        value_name = "MICROSECONDS"
-    )]
-    #[arg(default_value_t = BUSY_POLL, value_parser = clap::value_parser!(u64).range(..=1000))]
-    busy_poll: u64,
+    #[command(flatten)]
+    busy_poll: BusyPollArgs,
     /// Segmentation offloads to leave unused: tun-tcp, tun-udp, udp-send, udp-receive, or all; for
     /// kernels and cards that corrupt them
     #[arg(
@@ -45,6 +37,28 @@ pub(super) struct TunnelArgs {
 impl TunnelArgs {
     /// How long to look for an answer before sleeping.
     pub(super) fn busy_poll(&self) -> Duration {
+        self.busy_poll.duration()
+    }
+}
+
+/// Whether to wait awake.
+#[derive(clap::Args)]
+pub(super) struct BusyPollArgs {
+    /// How long to look for an answer to a small message before sleeping, in microseconds: spares
+    /// small messages the time of being woken; 0 turns it off
+    #[arg(
+        long,
+        env = "RELAY_BUSY_POLL",
+        hide_env_values = true,
+        value_name = "MICROSECONDS"
+    )]
+    #[arg(default_value_t = BUSY_POLL, value_parser = clap::value_parser!(u64).range(..=1000))]
+    busy_poll: u64,
+}
+
+impl BusyPollArgs {
+    /// How long to look for an answer before sleeping.
+    pub(super) fn duration(&self) -> Duration {
         Duration::from_micros(self.busy_poll)
     }
 }

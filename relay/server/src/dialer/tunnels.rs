@@ -15,6 +15,7 @@ use relay_wire::derp_map::DerpMap;
 use relay_wire::keys::{DiscoPrivate, NodePrivate};
 use socket2::{SockRef, TcpKeepalive};
 use tokio::net::TcpStream;
+use tokio::runtime::Handle;
 use tokio::sync::{Notify, watch};
 use uuid::Uuid;
 
@@ -40,6 +41,10 @@ pub(crate) struct Setup {
     pub(crate) block_direct: bool,
     /// Whether relays are reached by WebSocket only.
     pub(crate) force_websockets: bool,
+    /// How long to look for an answer to a small message before sleeping.
+    pub(crate) busy_poll: Duration,
+    /// Where packets are moved.
+    pub(crate) lane: Handle,
     /// Becomes true when the server stops.
     pub(crate) stopping: watch::Receiver<bool>,
 }
@@ -145,9 +150,14 @@ fn start(
         direct: !setup.block_direct,
         force_websockets: setup.force_websockets,
         keepalive: true,
+        busy_poll: setup.busy_poll,
         ..EndpointConfig::new(node, disco, vec![agent_address(&id)])
     };
-    let (endpoint, events) = relay_tunnel::endpoint::start(config, helper)?;
+    let (endpoint, events) = {
+        // Its task and its sockets belong to the runtime that it is started in.
+        let _lane = setup.lane.enter();
+        relay_tunnel::endpoint::start(config, helper)?
+    };
     let up = Arc::new(Up {
         endpoint,
         tunnels: Mutex::default(),

@@ -15,6 +15,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
+use tokio::runtime::Handle;
 
 use super::asked::Asked;
 use super::page::{self, Page};
@@ -246,6 +247,7 @@ impl Visit<'_> {
             agent: self.right.agent,
             port: self.right.place.port,
             tls: self.right.place.tls,
+            runtime: Handle::current().id(),
         };
         let pool = &self.state.proxy.pool;
         let upgrade = request.headers().contains_key(UPGRADE);

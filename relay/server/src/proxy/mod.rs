@@ -30,7 +30,7 @@ pub(crate) use memory::{Memory, Proxy};
 use crate::apps::access::Method;
 use crate::apps::cors::{self, Behavior};
 use crate::connection::Peer;
-use crate::state::Shared;
+use crate::state::{Shared, State};
 use asked::{Asked, Meaning};
 use forward::Visit;
 use page::Page;
@@ -73,6 +73,12 @@ pub(crate) async fn answer(
     };
     page::add_version(&mut answer);
     Answer::Given(answer)
+}
+
+/// Whether a request is for an app, by what is known before it is read.
+pub(crate) fn is_for_app(state: &State, peer: Peer, request: &mut Request<()>) -> bool {
+    let meaning = asked::meaning(&state.apps, &state.access_url, peer, request);
+    matches!(meaning, Meaning::App(_))
 }
 
 /// Lets go of idle connections, until the server stops.

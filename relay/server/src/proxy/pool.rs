@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 use hyper::client::conn::{http1, http2};
+use tokio::runtime;
 use uuid::Uuid;
 
 use crate::state::Shared;
@@ -28,6 +29,8 @@ pub(super) struct Key {
     pub(super) agent: Uuid,
     pub(super) port: u16,
     pub(super) tls: bool,
+    /// The runtime that watches the connection: one that another watches is woken by a detour.
+    pub(super) runtime: runtime::Id,
 }
 
 /// The body of a request to an app.

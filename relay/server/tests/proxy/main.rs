@@ -6,6 +6,7 @@
 
 mod access;
 mod bodies;
+mod connections;
 mod login;
 mod secure;
 mod support;

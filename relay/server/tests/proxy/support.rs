@@ -2,8 +2,8 @@
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -18,6 +18,7 @@ use relay_server::apps::ports::Share;
 use relay_server::apps::settings::{Choices, Wildcard};
 use relay_server::{
     App, Config, CorsBehavior, CreatedWorkspace, Definition, Dial, DialError, Server, StunAddress,
+    TlsFiles,
 };
 use relay_tunnel::path::PathState;
 use tempfile::TempDir;
@@ -36,11 +37,15 @@ pub(crate) const APPS: &str = "apps.example.com";
 #[derive(Default)]
 pub(crate) struct Loopback {
     pub(crate) dials: AtomicUsize,
+    /// Names of the threads that dialled.
+    pub(crate) threads: Mutex<Vec<String>>,
 }
 
 impl Dial for Loopback {
     fn dial(&self, _: Uuid, port: u16) -> BoxFuture<'_, Result<TcpStream, DialError>> {
         self.dials.fetch_add(1, Ordering::Relaxed);
+        let thread = std::thread::current().name().unwrap_or_default().to_owned();
+        self.threads.lock().unwrap().push(thread);
         Box::pin(async move {
             match port {
                 // A port of an agent that is gone.
@@ -78,6 +83,15 @@ impl Site {
 
     /// A server with these choices, and a template with these apps.
     pub(crate) async fn with(choices: Choices, apps: Vec<App>) -> Self {
+        Self::made(choices, apps, None).await
+    }
+
+    /// A server that speaks TLS with this certificate.
+    pub(crate) async fn with_tls(files: TlsFiles) -> Self {
+        Self::made(Choices::default(), Vec::new(), Some(files)).await
+    }
+
+    async fn made(choices: Choices, apps: Vec<App>, tls: Option<TlsFiles>) -> Self {
         let data = TempDir::new().unwrap();
         let dialer = Arc::new(Loopback::default());
         let wildcard = match choices.wildcard {
@@ -93,6 +107,7 @@ impl Site {
                 ..choices
             },
             dialer: Some(dialer.clone()),
+            tls,
             ..Config::new(address, data.path().join("data"))
         };
         let server = Server::start(config).await.unwrap();
