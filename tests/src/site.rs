@@ -27,6 +27,7 @@ resource "coder_app" "notes" {
   display_name = "Notes"
   url          = "http://localhost:8005/base?from=template"
   subdomain    = true
+  tooltip      = "What is written down here:\n\n- nothing that `runs`: <b>x</b>\n- [help](https://example.com/)"
   healthcheck {
     url       = "http://localhost:8005/healthz"
     interval  = 1
@@ -41,6 +42,7 @@ resource "coder_app" "team" {
   url          = "http://localhost:8005"
   subdomain    = true
   share        = "authenticated"
+  tooltip      = "For the *whole* team"
 }
 
 resource "coder_app" "files" {

@@ -98,8 +98,16 @@ fn https_ports_and_apps_of_a_template_open_from_the_workspace_page() {
 
         // An app of the template: its health, its tile, its address and its query.
         alice.until_text("#app-main-Notes", "Healthy").await;
-        alice.picture("workspace-apps").await;
         let wide = alice.client.get_window_size().await.expect("size");
+        // What its template says of it; opened, it stays so while the page changes.
+        alice.until_text("#app-main-Team .tip em", "whole").await;
+        alice.click("#app-main-Notes summary").await;
+        alice.until_text("#app-main-Notes .tip li a", "help").await;
+        alice.until_text("#visits + *", "opened port 8443 of main").await;
+        alice.find("#port-main-8443 svg").await;
+        alice.until_text("#app-main-Notes .tip li a", "help").await;
+        alice.resize((1280, 1500)).await;
+        alice.picture("workspace-apps").await;
         alice.resize((390, 844)).await;
         assert!(alice.fits().await, "the page is wider than a phone");
         alice.picture("workspace-narrow").await;
@@ -150,8 +158,6 @@ fn a_lost_agent_is_told_on_both_pages_and_comes_back() {
         alice.until_text("#name", "alice's first").await;
         alice.goto(&site.dashboard("/@alice/dev")).await;
         alice.until_text("#agent-main", "Connected").await;
-        // The page is live once it shows the traffic that the app has just had.
-        alice.find("#port-main-8001 svg").await;
         site.alice.agent.signal(nix::sys::signal::Signal::SIGKILL);
         alice.until_text("#agent-main", "Disconnected").await;
         alice.picture("workspace-disconnected").await;
@@ -165,5 +171,67 @@ fn a_lost_agent_is_told_on_both_pages_and_comes_back() {
         let alice = browsers.signed_in(&site, "alice").await;
         alice.goto(&site.app("8001", "alice", "/")).await;
         alice.until_text("#name", "alice's first").await;
+    });
+}
+
+#[test]
+fn a_page_that_comes_to_the_front_again_shows_what_is() {
+    needs_browser!();
+    let site = Site::start();
+    let _app = WebApp::start(&site.machine, 8001, "alice's first");
+    browse("front", &site, &[], async |browsers| {
+        let alice = browsers.signed_in(&site, "alice").await;
+        alice.goto(&site.dashboard("/@alice/dev")).await;
+        alice.until_text("#port-main-8001", "8001").await;
+        const WATCH: &str = "window.states = []; document.addEventListener('visibilitychange', \
+             () => window.states.push(document.visibilityState))";
+        alice.client.execute(WATCH, vec![]).await.expect("script");
+        // An app in another tab, in front of the page.
+        let page = alice.opens_tab("#port-main-8001 a").await;
+        alice.until_text("#name", "alice's first").await;
+        site.alice.agent.signal(nix::sys::signal::Signal::SIGKILL);
+        let gone = async || {
+            alice.goto(&site.app("8001", "alice", "/")).await;
+            alice.text("h1").await == "Application unavailable"
+        };
+        alice.until("the agent is gone", gone).await;
+        alice.close_tab(page).await;
+        let start = std::time::Instant::now();
+        alice.until_text("#agent-main", "Disconnected").await;
+        let states = alice.client.execute("return window.states", vec![]).await;
+        assert_eq!(states.expect("states"), json!(["hidden", "visible"]));
+        let took = start.elapsed();
+        assert!(took < std::time::Duration::from_secs(5), "it took {took:?}");
+
+        // Away in the same tab, and back.
+        alice.goto(&site.dashboard("/workspaces")).await;
+        alice.until_text("#ws-alice-dev", "Disconnected").await;
+        alice.client.back().await.expect("back");
+        alice.until_text("#agent-main", "Disconnected").await;
+        alice.until_text("h1", "dev").await;
+    });
+}
+
+#[test]
+fn a_page_is_live_again_after_its_stream_was_lost() {
+    needs_browser!();
+    let site = Site::start();
+    browse("stream", &site, &[], async |browsers| {
+        let alice = browsers.signed_in(&site, "alice").await;
+        alice.goto(&site.dashboard("/@alice/dev")).await;
+        alice.until_text("#agent-main", "Connected").await;
+        // The stream is closed for good, as when its first request failed.
+        const END: &str = "document.addEventListener('htmx:sse:before:connection', \
+             (event) => event.preventDefault(), { once: true }); \
+             document.querySelector('#live')._htmx.sse.reader.cancel()";
+        alice.client.execute(END, vec![]).await.expect("script");
+        alice.until_text("#lost", "lost").await;
+        site.alice.agent.signal(nix::sys::signal::Signal::SIGKILL);
+        alice.until_text("#agent-main", "Disconnected").await;
+        alice
+            .until("the banner is gone", async || {
+                alice.text("#lost").await.is_empty()
+            })
+            .await;
     });
 }

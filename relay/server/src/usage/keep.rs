@@ -65,32 +65,35 @@ async fn prune(store: &Store) {
 }
 
 impl Usage {
-    /// Stores the new entries of the connection log; true when there were any.
+    /// Stores the new entries of the connection log; true when there were any. What is not stored
+    /// stays, and an entry that is stored twice is one.
     async fn store_log(&self, store: &Store) -> bool {
-        let entries = lock(&self.log).take();
+        let entries = lock(&self.log).waiting();
         if entries.is_empty() {
             return false;
         }
         match store.add_connections(&entries).await {
-            Ok(()) => true,
-            Err(error) => {
-                tracing::warn!(%error, "the connection log was not stored; trying again");
-                lock(&self.log).put_back(entries);
-                false
-            }
+            Ok(()) => lock(&self.log).stored(entries.len()),
+            Err(error) => tracing::warn!(%error, "the connection log was not stored; trying again"),
         }
+        true
     }
 
     /// Stores statistics; what the database does not take is kept for the next time.
-    async fn store_stats(&self, store: &Store, mut stats: Vec<AppStat>) {
+    async fn store_stats(&self, store: &Store, new: Vec<AppStat>) {
+        let stats = {
+            let mut unstored = lock(&self.unstored);
+            unstored.extend(new);
+            let too_many = unstored.len().saturating_sub(HELD);
+            unstored.drain(..too_many);
+            unstored.clone()
+        };
         if stats.is_empty() {
             return;
         }
-        if let Err(error) = store.add_app_stats(&stats).await {
-            tracing::warn!(%error, "statistics of apps were not stored; trying again");
-            let too_many = stats.len().saturating_sub(HELD);
-            stats.drain(..too_many);
-            *lock(&self.unstored) = stats;
+        match store.add_app_stats(&stats).await {
+            Ok(()) => drop(lock(&self.unstored).drain(..stats.len())),
+            Err(error) => tracing::warn!(%error, "statistics were not stored; trying again"),
         }
     }
 

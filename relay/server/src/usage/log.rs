@@ -115,23 +115,20 @@ impl Log {
         true
     }
 
-    /// What is to be stored, oldest first.
-    pub fn take(&mut self) -> Vec<Entry> {
+    /// What is to be stored, oldest first. It stays until it is said to be stored.
+    pub fn waiting(&mut self) -> Vec<Entry> {
         let dropped = std::mem::take(&mut self.dropped);
         if dropped > 0 {
             tracing::warn!(
                 "{dropped} entries of the connection log were not kept: too many at once"
             );
         }
-        std::mem::take(&mut self.waiting)
+        self.waiting.clone()
     }
 
-    /// Puts entries back that could not be stored.
-    pub fn put_back(&mut self, mut entries: Vec<Entry>) {
-        entries.append(&mut self.waiting);
-        self.dropped += entries.len().saturating_sub(WAITING);
-        entries.truncate(WAITING);
-        self.waiting = entries;
+    /// The first so many of what waits are stored.
+    pub fn stored(&mut self, count: usize) {
+        self.waiting.drain(..count.min(self.waiting.len()));
     }
 }
 
@@ -193,8 +190,11 @@ mod tests {
         for other in others {
             assert!(log.note(other.clone(), at(60)), "{other:?}");
         }
-        assert_eq!(log.take().len(), 7);
-        assert!(log.take().is_empty());
+        assert_eq!(log.waiting().len(), 7);
+        log.stored(6);
+        assert_eq!(log.waiting().len(), 1);
+        log.stored(1);
+        assert!(log.waiting().is_empty());
     }
 
     #[test]
@@ -204,17 +204,14 @@ mod tests {
             log.note(opened(&number.to_string()), at(0));
         }
         assert!(log.known.len() <= KNOWN);
-        let entries = log.take();
-        assert_eq!(entries.len(), WAITING);
-        log.note(opened("x"), at(100));
-        log.put_back(entries);
-        assert_eq!(log.take().len(), WAITING);
+        assert_eq!(log.waiting().len(), WAITING);
+        log.stored(WAITING);
         let long = Opened {
             user_agent: "ü".repeat(USER_AGENT),
             ..opened(&"x".repeat(1000))
         };
         log.note(long, at(200));
-        let kept = log.take().remove(0).opened;
+        let kept = log.waiting().remove(0).opened;
         assert_eq!(
             (kept.user_agent.len(), kept.slug_or_port.len()),
             (USER_AGENT, NAME)

@@ -99,7 +99,7 @@ impl Usage {
     }
 
     fn take(&self, reports: impl Fn(&mut Sessions) -> Vec<Report>) -> Vec<AppStat> {
-        let mut stats = std::mem::take(&mut *lock(&self.unstored));
+        let mut stats = Vec::new();
         lock(&self.counters).retain(|subject, counter| {
             let mut sessions = lock(&counter.sessions);
             let told = reports(&mut sessions);
