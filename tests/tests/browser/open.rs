@@ -103,7 +103,9 @@ fn https_ports_and_apps_of_a_template_open_from_the_workspace_page() {
         alice.until_text("#app-main-Team .tip em", "whole").await;
         alice.click("#app-main-Notes summary").await;
         alice.until_text("#app-main-Notes .tip li a", "help").await;
-        alice.until_text("#visits + *", "opened port 8443 of main").await;
+        alice
+            .until_text("#visits + *", "opened port 8443 of main")
+            .await;
         alice.find("#port-main-8443 svg").await;
         alice.until_text("#app-main-Notes .tip li a", "help").await;
         alice.resize((1280, 1500)).await;

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use chrono::{DateTime, TimeDelta, Utc};
 use uuid::Uuid;
 
-use crate::apps::hostname::port_info;
+use crate::apps::hostname::{Protocol, port_info};
 use crate::error::Result;
 use crate::store::{AppUse, Connection, ConnectionFilter, Store};
 use crate::usage::log::Kind;
@@ -149,7 +149,12 @@ fn visit(found: &Connection) -> Visit {
         },
         what: match (found.kind, port_info(name)) {
             (Kind::Tunnel, _) => format!("a tunnel to {agent}"),
-            (Kind::PortForwarding, Some((port, _))) => format!("port {port} of {agent}"),
+            (Kind::PortForwarding, Some((port, Protocol::Http))) => {
+                format!("port {port} of {agent}")
+            }
+            (Kind::PortForwarding, Some((port, Protocol::Https))) => {
+                format!("port {port} of {agent} by https")
+            }
             (Kind::PortForwarding | Kind::WorkspaceApp, _) => name.clone(),
         },
         let_in: found.let_in(),
