@@ -4,6 +4,7 @@ use std::time::Instant;
 
 use anyhow::Result;
 
+use crate::ebpf;
 use crate::run::{self, cargo, checked, say, step};
 use crate::test;
 
@@ -11,8 +12,10 @@ use crate::test;
 pub(crate) fn run() -> Result<()> {
     let start = Instant::now();
     std::env::set_current_dir(run::root())?;
-    let steps: [(&str, &dyn Fn() -> Result<()>); 7] = [
+    let steps: [(&str, &dyn Fn() -> Result<()>); 8] = [
         ("fmt", &|| checked(&mut cargo(&["fmt", "--all", "--check"]))),
+        // First of all that compile: they use the object that it builds.
+        ("ebpf", &ebpf::check),
         ("clippy", &|| {
             let words = ["clippy", "--workspace", "--all-targets"];
             checked(cargo(&words).args(["--", "-D", "warnings"]))

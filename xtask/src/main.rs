@@ -1,6 +1,7 @@
 //! `cargo xtask CHORE`: every chore of the repository is one command, and CI calls only these.
 
 mod ci;
+mod ebpf;
 mod manual;
 mod run;
 mod test;
@@ -23,8 +24,11 @@ struct Cli {
 enum Chore {
     /// Install what the tests need, build the binary once, run every test.
     Test(test::Args),
-    /// Everything that must hold before a change lands: fmt, clippy, docs, tests, vectors, demo.
+    /// Everything that must hold before a change lands: fmt, eBPF object, clippy, docs, tests,
+    /// vectors, demo.
     Ci,
+    /// Build the eBPF programs anew, after installing what that takes.
+    Ebpf,
     /// Write manual pages and the shells' completion scripts.
     Completions {
         /// Folder for them (default: `manual` in cargo's target folder)
@@ -44,6 +48,7 @@ fn main() -> ExitCode {
     let result = match Cli::parse().chore {
         Chore::Test(args) => test::run(&args),
         Chore::Ci => ci::run(),
+        Chore::Ebpf => ebpf::run(),
         Chore::Completions { dir } => manual::run(dir),
         Chore::Vectors { dir, known_only } => vectors(dir, known_only),
     };

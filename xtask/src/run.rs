@@ -4,9 +4,12 @@ use std::fmt::Display;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+
+static OBJECT: OnceLock<PathBuf> = OnceLock::new();
 
 /// Prints a line on stderr.
 pub(crate) fn say(text: impl Display) {
@@ -24,7 +27,15 @@ pub(crate) fn cargo(args: &[&str]) -> Command {
     let program = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut command = Command::new(program);
     command.args(args);
+    if let Some(object) = OBJECT.get() {
+        command.env("RELAY_EBPF_OBJECT", object);
+    }
     command
+}
+
+/// The eBPF object that commands of cargo build in from now on.
+pub(crate) fn use_object(path: PathBuf) {
+    let _ = OBJECT.set(path);
 }
 
 /// Runs a command to its end; an exit status that is not 0 is an error which names the command.

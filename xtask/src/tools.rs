@@ -3,12 +3,13 @@
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 
 use crate::run;
 
 /// Program, and the Debian package it comes from.
 const TOOLS: &[(&str, &str)] = &[
+    ("bpftool", "bpftool"),
     ("chromedriver", "chromium-driver"),
     ("chromium", "chromium"),
     ("haproxy", "haproxy"),
@@ -39,33 +40,47 @@ pub(crate) fn provide() -> Result<()> {
     if packages.is_empty() {
         return Ok(());
     }
-    let line = format!(
-        "apt-get update && apt-get install -y --no-install-recommends {}",
-        packages.join(" ")
-    );
-    if !is_root() || find("apt-get").is_none() {
+    if !can_install() {
         run::say(format_args!(
-            "Some tests will be skipped; to run them all, first run (as root): {line}"
+            "Some tests will be skipped; to run them all, first run (as root): {}",
+            install_line(&packages)
         ));
-        return Ok(());
+    } else if let Err(error) = install(&packages) {
+        run::say(format_args!(
+            "warning: {error:#}; some tests will be skipped"
+        ));
+    }
+    Ok(())
+}
+
+/// Installs Debian packages; an error says what to run where that is not possible.
+pub(crate) fn install(packages: &[&str]) -> Result<()> {
+    if !can_install() {
+        bail!("first run (as root): {}", install_line(packages));
     }
     let mut install = Command::new("apt-get");
     install
         .args(["install", "-y", "--no-install-recommends"])
-        .args(&packages)
+        .args(packages)
         .env("DEBIAN_FRONTEND", "noninteractive")
         // Installing an SSH server must not start one.
         .env("RUNLEVEL", "1")
         .stdout(Stdio::null());
     let mut update = Command::new("apt-get");
     update.arg("update").stdout(Stdio::null());
-    let installed = run::checked(&mut update).and_then(|()| run::checked(&mut install));
-    if let Err(error) = installed {
-        run::say(format_args!(
-            "warning: {error:#}; some tests will be skipped"
-        ));
-    }
-    Ok(())
+    run::checked(&mut update)?;
+    run::checked(&mut install)
+}
+
+fn install_line(packages: &[&str]) -> String {
+    format!(
+        "apt-get update && apt-get install -y --no-install-recommends {}",
+        packages.join(" ")
+    )
+}
+
+fn can_install() -> bool {
+    is_root() && find("apt-get").is_some()
 }
 
 fn missing_packages() -> Vec<&'static str> {

@@ -10,6 +10,7 @@ pub mod limits;
 mod listen;
 mod pump;
 pub mod sessions;
+pub mod steer;
 
 use std::fmt;
 use std::str::FromStr;
@@ -30,7 +31,7 @@ pub enum Engine {
     Splice,
 }
 
-/// What can be wrong with the choice of an engine.
+/// What can be wrong with the choice of an engine, or what this machine does not offer.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
     /// A name that is reserved.
@@ -39,6 +40,23 @@ pub enum Error {
     /// A name that means nothing.
     #[error("no engine is called \"{0}\"; use auto, copy, splice, io-uring or sockmap")]
     Unknown(String),
+    /// One socket cannot have many ports.
+    #[error("one socket cannot have a range of ports here: {0}")]
+    Steering(String),
+    /// Another process steers the ports of the address.
+    #[error("another process steers the ports of {0}: take another address")]
+    Claimed(std::net::Ipv4Addr),
+}
+
+impl Error {
+    /// With what could not be done about it, and why.
+    fn steering(what: &str, mut error: &dyn std::error::Error) -> Self {
+        // The innermost says most.
+        while let Some(source) = error.source() {
+            error = source;
+        }
+        Self::Steering(format!("cannot {what}: {error}"))
+    }
 }
 
 impl Engine {

@@ -27,6 +27,12 @@ pub fn raise_descriptor_limit() -> u64 {
     limit
 }
 
+/// How many sockets there may be that stay open as long as the process runs.
+pub fn room() -> u64 {
+    let limit = descriptor_limit();
+    limit - RESERVE.min(limit / 4)
+}
+
 fn current_limit() -> u64 {
     getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX)
 }

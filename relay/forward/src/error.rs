@@ -1,6 +1,6 @@
 //! What can end a forward, each with what to do about it.
 
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 
 use relay_wire::spec::Proto;
 
@@ -16,6 +16,31 @@ pub enum Error {
         local: SocketAddr,
         /// What the operating system says.
         reason: String,
+    },
+    /// Another process has a range there.
+    #[error(
+        "{proto} ports of {address} are forwarded by another relay: take another address, such as \
+         127.77.0.2"
+    )]
+    Claimed {
+        /// Of this protocol.
+        proto: Proto,
+        /// The address.
+        address: Ipv4Addr,
+    },
+    /// More sockets than this process may have.
+    #[error(
+        "{sockets} local sockets are too many, there is room for {room}: {}raise the limit of open \
+         files (ulimit -n)",
+        own_address(.spec.as_deref())
+    )]
+    TooManySockets {
+        /// How many it would take.
+        sockets: u64,
+        /// How many there may be.
+        room: u64,
+        /// What takes one socket instead, where that is possible.
+        spec: Option<String>,
     },
     /// The workspace has no agents.
     #[error("workspace \"{0}\" has no agents: is its template meant to be connected to?")]
@@ -69,4 +94,10 @@ pub enum Error {
     /// The tunnel failed.
     #[error(transparent)]
     Tunnel(#[from] relay_tunnel::Error),
+}
+
+fn own_address(spec: Option<&str>) -> String {
+    spec.map_or_else(String::new, |spec| {
+        format!("give the range an address of its own, which takes one socket as root: {spec}; or ")
+    })
 }

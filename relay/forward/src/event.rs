@@ -1,7 +1,7 @@
 //! What happens while ports are forwarded, for whoever shows it.
 
 use std::fmt;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use relay_wire::spec::Proto;
@@ -41,6 +41,31 @@ pub enum Event {
         local: SocketAddr,
         /// Port in the workspace.
         remote: u16,
+    },
+    /// A local socket for many ports is about to be opened.
+    ForwardingRange {
+        /// Protocol of both sides.
+        proto: Proto,
+        /// Where it listens.
+        address: IpAddr,
+        /// The ports there, as they are written in a spec.
+        local: String,
+        /// Ports in the workspace, in the same form.
+        remote: String,
+    },
+    /// Ranges take a listener for each port.
+    PortByPort {
+        /// Why.
+        reason: String,
+    },
+    /// Ports of a range are not forwarded: somebody listens there already.
+    LeftToOthers {
+        /// Protocol.
+        proto: Proto,
+        /// The range's address.
+        address: IpAddr,
+        /// The ports, in order.
+        ports: Vec<u16>,
     },
     /// All local sockets are open and the tunnel answers.
     Ready,
@@ -119,6 +144,32 @@ impl fmt::Display for Event {
                      in the workspace"
                 )
             }
+            Self::ForwardingRange {
+                proto,
+                address,
+                local,
+                remote,
+            } => {
+                write!(
+                    out,
+                    "Forwarding '{proto}://{address}:{local}' locally to \
+                     '{proto}://127.0.0.1:{remote}' in the workspace"
+                )
+            }
+            Self::PortByPort { reason } => {
+                write!(out, "Listening port by port: {reason}")
+            }
+            Self::LeftToOthers {
+                proto,
+                address,
+                ports,
+            } => {
+                write!(
+                    out,
+                    "Left to other programs of this machine: {proto} {} on {address}",
+                    listed(ports)
+                )
+            }
             Self::Ready => out.write_str("Ready!"),
             Self::DialFailed { remote, reason } => {
                 write!(
@@ -137,6 +188,16 @@ impl fmt::Display for Event {
             Self::AgentLost => out.write_str("agent lost, waiting"),
             Self::AgentBack => out.write_str("agent back"),
         }
+    }
+}
+
+/// Names the first ports, and says how many more there are.
+fn listed(ports: &[u16]) -> String {
+    const NAMED: usize = 12;
+    let named: Vec<_> = ports.iter().take(NAMED).map(u16::to_string).collect();
+    match ports.len().saturating_sub(NAMED) {
+        0 => named.join(", "),
+        more => format!("{} and {more} more", named.join(", ")),
     }
 }
 

@@ -5,6 +5,7 @@ pub mod event;
 mod find;
 mod listeners;
 mod ping;
+mod plan;
 mod run;
 mod tcp;
 #[cfg(test)]

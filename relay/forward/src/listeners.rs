@@ -1,11 +1,17 @@
 //! Opens the local sockets, all or none, in the order of the specs.
 
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
 use relay_engine::accept::Acceptor;
+use relay_engine::steer::{self, Steering};
 use relay_wire::spec::{Forward, Listen, Proto};
-use tokio::net::UdpSocket;
+use tokio::net::{TcpStream, UdpSocket};
 
 use crate::Error;
 use crate::event::{Event, Reporter};
+use crate::plan::{Part, Plan, Range};
 use crate::way::reason;
 
 /// An open local socket.
@@ -14,45 +20,234 @@ pub(crate) enum Local {
     Udp(UdpSocket),
 }
 
-/// Opens everything, telling each attempt before it is made. On an error all are closed again.
-pub(crate) fn open(forwards: &[Forward], report: &Reporter) -> Result<Vec<(Listen, Local)>, Error> {
-    let mut opened = Vec::with_capacity(forwards.len() * 2);
-    for listen in forwards.iter().flat_map(Forward::listens) {
-        let Listen {
-            forward: Forward { proto, remote, .. },
-            address: local,
-            required,
-        } = listen;
-        report.tell(Event::Forwarding {
-            proto,
-            local,
-            remote,
-        });
-        let result = match proto {
-            Proto::Tcp => relay_engine::listen(local).map(|tcp| Local::Tcp(Acceptor::new(tcp))),
-            Proto::Udp => relay_engine::listen_udp(local).map(Local::Udp),
-        };
-        match result {
-            Ok(socket) => opened.push((listen, socket)),
-            Err(error) if required => {
-                return Err(Error::Listen {
-                    proto,
-                    local,
-                    reason: reason(&error),
-                });
-            }
-            Err(error) => {
-                tracing::info!(%local, reason = reason(&error), "not listening there");
+/// Where a local socket is, and where it leads.
+#[derive(Clone)]
+pub(crate) struct Place {
+    pub(crate) address: SocketAddr,
+    pub(crate) leads: Leads,
+}
+
+#[derive(Clone)]
+pub(crate) enum Leads {
+    /// To this port.
+    To(u16),
+    /// It depends on the port that was asked for; the socket is steered to.
+    By(Arc<Range>),
+}
+
+impl Place {
+    /// The port that an accepted connection leads to.
+    pub(crate) fn remote(&self, stream: &TcpStream) -> io::Result<u16> {
+        match &self.leads {
+            Leads::To(port) => Ok(*port),
+            Leads::By(range) => {
+                let port = range.remote(stream.local_addr()?.port());
+                port.ok_or_else(|| io::ErrorKind::AddrNotAvailable.into())
             }
         }
     }
-    Ok(opened)
+}
+
+impl From<Listen> for Place {
+    fn from(listen: Listen) -> Self {
+        Self {
+            address: listen.address,
+            leads: Leads::To(listen.forward.remote),
+        }
+    }
+}
+
+/// Everything open. The sockets of ranges work as long as there is `steering`.
+#[derive(Default)]
+pub(crate) struct Open {
+    pub(crate) sockets: Vec<(Place, Local)>,
+    pub(crate) steering: Option<Steering>,
+}
+
+/// Gets ready for ranges, and sees whether there may be as many sockets as it takes. On a machine
+/// that cannot do it ranges are listened on port by port, which is told.
+pub(crate) async fn prepare(plan: &Plan, report: &Reporter) -> Result<Option<Steering>, Error> {
+    plan.check(true)?;
+    let addresses = plan.addresses();
+    if addresses == 0 {
+        return Ok(None);
+    }
+    let load = move || Steering::load(addresses);
+    match tokio::task::spawn_blocking(load).await {
+        Ok(Ok(steering)) => Ok(Some(steering)),
+        Ok(Err(error)) => port_by_port(plan, &error, report).map(|()| None),
+        Err(_) => Ok(None),
+    }
+}
+
+fn port_by_port(plan: &Plan, why: &relay_engine::Error, report: &Reporter) -> Result<(), Error> {
+    let reason = why.to_string();
+    report.tell(Event::PortByPort { reason });
+    plan.check(false)
+}
+
+/// Opens everything, telling each attempt before it is made. On an error all are closed again.
+pub(crate) fn open(
+    plan: &Plan,
+    mut steering: Option<Steering>,
+    report: &Reporter,
+) -> Result<Open, Error> {
+    let mut sockets = Vec::with_capacity(plan.0.len());
+    let mut steer = steering.is_some();
+    for part in &plan.0 {
+        let range = match part {
+            Part::One(listen) => {
+                sockets.extend(open_one(*listen, report)?);
+                continue;
+            }
+            Part::Range(range) => range,
+        };
+        if let Some(steering) = steering.as_mut().filter(|_| steer) {
+            match open_range(range, steering, report) {
+                Ok(socket) => {
+                    sockets.push(socket);
+                    continue;
+                }
+                Err(relay_engine::Error::Claimed(_)) => return Err(claimed(range)),
+                Err(error) => {
+                    steer = false;
+                    port_by_port(plan, &error, report)?;
+                }
+            }
+        }
+        open_each(range, report, &mut sockets)?;
+    }
+    Ok(Open { sockets, steering })
+}
+
+/// One port. Nothing comes of one that need not be there.
+fn open_one(listen: Listen, report: &Reporter) -> Result<Option<(Place, Local)>, Error> {
+    match attempt(listen, report) {
+        Ok(socket) => Ok(Some((listen.into(), socket))),
+        Err(error) if listen.required => Err(failed(listen, &error)),
+        Err(error) => {
+            tracing::info!(local = %listen.address, reason = reason(&error), "not listening there");
+            Ok(None)
+        }
+    }
+}
+
+/// A range on one socket.
+fn open_range(
+    range: &Range,
+    steering: &mut Steering,
+    report: &Reporter,
+) -> Result<(Place, Local), relay_engine::Error> {
+    let (proto, address) = (range.proto, IpAddr::from(range.address));
+    for span in &range.spans {
+        let (local, remote) = (span.locals(), span.remotes());
+        report.tell(Event::ForwardingRange {
+            proto,
+            address,
+            local,
+            remote,
+        });
+    }
+    let (socket, left) = match proto {
+        Proto::Tcp => {
+            let opened = steering.tcp(range.address, range.port_set())?;
+            (Local::Tcp(Acceptor::new(opened.socket)), opened.left)
+        }
+        Proto::Udp => {
+            let opened = steering.udp(range.address, range.port_set())?;
+            (Local::Udp(opened.socket), opened.left)
+        }
+    };
+    tell_left(range, left, report);
+    let first = range.ports().next().unwrap_or_default();
+    let place = Place {
+        address: SocketAddr::new(address, first),
+        leads: Leads::By(Arc::new(range.clone())),
+    };
+    Ok((place, socket))
+}
+
+/// A range with one listener for each port.
+fn open_each(
+    range: &Range,
+    report: &Reporter,
+    sockets: &mut Vec<(Place, Local)>,
+) -> Result<(), Error> {
+    let is_claimed = match range.proto {
+        Proto::Tcp => steer::is_claimed_tcp(range.address),
+        Proto::Udp => steer::is_claimed_udp(range.address),
+    };
+    if is_claimed {
+        return Err(claimed(range));
+    }
+    let (mut left, mut busy) = (Vec::new(), None);
+    let before = sockets.len();
+    for listen in range.listens() {
+        match attempt(listen, report) {
+            Ok(socket) => sockets.push((listen.into(), socket)),
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
+                left.push(listen.address.port());
+                busy.get_or_insert((listen, error));
+            }
+            Err(error) => return Err(failed(listen, &error)),
+        }
+    }
+    match busy {
+        Some((listen, error)) if sockets.len() == before => Err(failed(listen, &error)),
+        _ => {
+            tell_left(range, left, report);
+            Ok(())
+        }
+    }
+}
+
+fn attempt(listen: Listen, report: &Reporter) -> io::Result<Local> {
+    let Listen {
+        forward: Forward { proto, remote, .. },
+        address: local,
+        ..
+    } = listen;
+    report.tell(Event::Forwarding {
+        proto,
+        local,
+        remote,
+    });
+    match proto {
+        Proto::Tcp => relay_engine::listen(local).map(|tcp| Local::Tcp(Acceptor::new(tcp))),
+        Proto::Udp => relay_engine::listen_udp(local).map(Local::Udp),
+    }
+}
+
+fn failed(listen: Listen, error: &io::Error) -> Error {
+    Error::Listen {
+        proto: listen.forward.proto,
+        local: listen.address,
+        reason: reason(error),
+    }
+}
+
+fn claimed(range: &Range) -> Error {
+    Error::Claimed {
+        proto: range.proto,
+        address: range.address,
+    }
+}
+
+fn tell_left(range: &Range, ports: Vec<u16>, report: &Reporter) {
+    if !ports.is_empty() {
+        let (proto, address) = (range.proto, IpAddr::from(range.address));
+        report.tell(Event::LeftToOthers {
+            proto,
+            address,
+            ports,
+        });
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use std::net::Ipv6Addr;
-    use std::sync::{Arc, Mutex};
+    use std::sync::Mutex;
 
     use super::*;
 
@@ -70,6 +265,17 @@ mod tests {
         socket.local_addr().unwrap().port()
     }
 
+    fn reporter() -> (Arc<Mutex<Vec<String>>>, Reporter) {
+        let lines = Arc::new(Mutex::new(Vec::new()));
+        let copy = lines.clone();
+        let report = Reporter::new(move |event| copy.lock().unwrap().push(event.to_string()));
+        (lines, report)
+    }
+
+    fn open_plain(forwards: &[Forward], report: &Reporter) -> Result<Open, Error> {
+        open(&Plan::new(forwards), None, report)
+    }
+
     #[tokio::test]
     async fn a_busy_port_is_named_and_nothing_stays_open() {
         let busy = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
@@ -78,10 +284,8 @@ mod tests {
             forward(Proto::Tcp, first, 1),
             forward(Proto::Tcp, second, 2),
         ];
-        let lines = Arc::new(Mutex::new(Vec::new()));
-        let copy = lines.clone();
-        let report = Reporter::new(move |event| copy.lock().unwrap().push(event.to_string()));
-        let Err(error) = open(&plan, &report) else {
+        let (lines, report) = reporter();
+        let Err(error) = open_plain(&plan, &report) else {
             panic!("the port was busy")
         };
         assert_eq!(
@@ -106,12 +310,38 @@ mod tests {
         };
         let port = busy.local_addr().unwrap().port();
         let report = Reporter::new(|_| {});
-        let by_default = open(&[forward(Proto::Tcp, port, 1)], &report);
-        assert_eq!(by_default.map(|opened| opened.len()).unwrap(), 1);
+        let by_default = open_plain(&[forward(Proto::Tcp, port, 1)], &report);
+        assert_eq!(by_default.map(|open| open.sockets.len()).unwrap(), 1);
         let asked = Forward {
             bind: Some(Ipv6Addr::LOCALHOST.into()),
             ..forward(Proto::Tcp, port, 1)
         };
-        assert!(open(&[asked], &report).is_err());
+        assert!(open_plain(&[asked], &report).is_err());
+    }
+
+    #[tokio::test]
+    async fn busy_ports_of_an_own_address_stay_with_those_who_have_them() {
+        let own = IpAddr::from([127, 77, 9, 1]);
+        let busy = std::net::TcpListener::bind((own, 0)).unwrap();
+        let port = busy.local_addr().unwrap().port();
+        let range = |ports: [u16; 2]| {
+            ports.map(|local| Forward {
+                bind: Some(own),
+                ..forward(Proto::Tcp, local, local)
+            })
+        };
+        let beside = if port == u16::MAX { port - 1 } else { port };
+        let (lines, report) = reporter();
+        let opened = open_plain(&range([beside, beside + 1]), &report).unwrap();
+        assert_eq!(opened.sockets.len(), 1);
+        assert_eq!(
+            *lines.lock().unwrap().last().unwrap(),
+            format!("Left to other programs of this machine: tcp {port} on 127.77.9.1")
+        );
+        drop(opened);
+        let also = std::net::TcpListener::bind((own, beside + u16::from(port == beside)));
+        if also.is_ok() {
+            assert!(open_plain(&range([beside, beside + 1]), &report).is_err());
+        }
     }
 }

@@ -2,10 +2,11 @@
 
 use std::future::Future;
 use std::pin::pin;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use relay_control::rest::Client;
 use relay_engine::Engine;
+use relay_engine::steer::Steering;
 use relay_tunnel::stack::NetHelper;
 use relay_wire::spec::Forward;
 use tokio::task::JoinSet;
@@ -13,7 +14,8 @@ use uuid::Uuid;
 
 use crate::Error;
 use crate::event::{Event, Reporter};
-use crate::listeners::{self, Local};
+use crate::listeners::{self, Local, Open};
+use crate::plan::Plan;
 use crate::tunnel::{self, Options, Tunnel};
 use crate::{tcp, udp, usage};
 
@@ -31,6 +33,8 @@ pub async fn forward(
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), Error> {
     let mut shutdown = pin!(shutdown);
+    let plan = Plan::new(forwards);
+    let steering = listeners::prepare(&plan, &report).await?;
     let client = options.client.clone();
     let (tunnel, mut supervisor) = tokio::select! {
         biased;
@@ -41,11 +45,12 @@ pub async fn forward(
         supervisor.found.workspace.id,
         supervisor.found.agent.name.clone(),
     );
+    let local = (&plan, steering);
     let result = tokio::select! {
         biased;
         () = &mut shutdown => Ok(()),
         error = supervisor.run() => Err(error),
-        error = serve(tunnel, forwards, engine, &report, &client, workspace, &agent) => Err(error),
+        error = serve(tunnel, local, engine, &report, &client, workspace, &agent) => Err(error),
     };
     supervisor.close().await;
     result
@@ -54,7 +59,7 @@ pub async fn forward(
 /// Opens the listeners once the agent answers, and serves them.
 async fn serve(
     tunnel: Tunnel,
-    forwards: &[Forward],
+    (plan, steering): (&Plan, Option<Steering>),
     engine: Engine,
     report: &Reporter,
     client: &Client,
@@ -64,21 +69,24 @@ async fn serve(
     if let Err(error) = answered(&tunnel, report, agent).await {
         return error;
     }
-    let opened = match listeners::open(forwards, report) {
-        Ok(opened) => opened,
+    let start = Instant::now();
+    let Open { sockets, steering } = match listeners::open(plan, steering, report) {
+        Ok(open) => open,
         Err(error) => return error,
     };
+    tracing::debug!(sockets = sockets.len(), took = ?start.elapsed(), "listening");
     let mut serving = JoinSet::new();
-    for (listen, local) in opened {
+    for (place, local) in sockets {
         let (way, report) = (tunnel.clone(), report.clone());
         match local {
-            Local::Tcp(acceptor) => {
-                serving.spawn(tcp::serve(acceptor, listen, way, engine, report))
-            }
-            Local::Udp(socket) => serving.spawn(udp::serve(socket, listen, way, report)),
+            Local::Tcp(acceptor) => serving.spawn(tcp::serve(acceptor, place, way, engine, report)),
+            Local::Udp(socket) => serving.spawn(udp::serve(socket, place, way, report)),
         };
     }
     let mut background = JoinSet::new();
+    if let Some(steering) = steering {
+        background.spawn(steering.keep());
+    }
     background.spawn(usage::report(client.clone(), workspace));
     report.tell(Event::Ready);
     while serving.join_next().await.is_some() {}

@@ -5,11 +5,12 @@ use std::io;
 use relay_engine::Engine;
 use relay_engine::accept::Acceptor;
 use relay_tunnel::endpoint::EarlyData;
-use relay_wire::spec::{Listen, Proto};
+use relay_wire::spec::Proto;
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 
 use crate::event::{Event, Reporter};
+use crate::listeners::Place;
 use crate::way::{Way, reason};
 
 /// Looks at a socket for its first bytes, where no time is to be lost: a few microseconds in all.
@@ -18,7 +19,7 @@ const LOOKS: usize = 4;
 /// Serves a listener until it breaks. Dropping the future closes it and all its connections.
 pub(crate) async fn serve<W: Way>(
     mut acceptor: Acceptor,
-    listen: Listen,
+    place: Place,
     way: W,
     engine: Engine,
     report: Reporter,
@@ -28,12 +29,20 @@ pub(crate) async fn serve<W: Way>(
         tokio::select! {
             accepted = acceptor.next() => match accepted {
                 Ok((stream, from)) => {
-                    tracing::debug!(%from, remote = listen.forward.remote, "connection");
+                    let remote = match place.remote(&stream) {
+                        Ok(remote) => remote,
+                        Err(error) => {
+                            tracing::debug!(%error, "a connection to no port of ours");
+                            relay_engine::abort(stream);
+                            continue;
+                        }
+                    };
+                    tracing::debug!(%from, remote, "connection");
                     let (way, report) = (way.clone(), report.clone());
-                    connections.spawn(carry(stream, listen.forward.remote, way, engine, report));
+                    connections.spawn(carry(stream, remote, way, engine, report));
                 }
                 Err(error) => {
-                    let local = listen.address;
+                    let local = place.address;
                     let reason = reason(&error);
                     report.tell(Event::ListenerStopped { proto: Proto::Tcp, local, reason });
                     break;
@@ -122,11 +131,11 @@ mod tests {
     use std::sync::{Arc, Mutex};
     use std::time::Duration;
 
-    use relay_wire::spec::Forward;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::TcpListener;
 
     use super::*;
+    use crate::listeners::Leads;
     use crate::testing::Here;
 
     fn forwarded(remote: u16) -> (SocketAddr, Arc<Mutex<Vec<String>>>) {
@@ -142,20 +151,13 @@ mod tests {
         let lines = Arc::new(Mutex::new(Vec::new()));
         let copy = lines.clone();
         let report = Reporter::new(move |event| copy.lock().unwrap().push(event.to_string()));
-        let forward = Forward {
-            proto: Proto::Tcp,
-            bind: None,
-            local: local.port(),
-            remote,
-        };
-        let listen = Listen {
-            forward,
+        let place = Place {
             address: local,
-            required: true,
+            leads: Leads::To(remote),
         };
         tokio::spawn(serve(
             acceptor,
-            listen,
+            place,
             Here::with_early(early),
             Engine::Auto,
             report,

@@ -1,20 +1,26 @@
 //! One UDP socket: a flow through the tunnel for each client address, which ends after two
-//! minutes without a datagram either way.
+//! minutes without a datagram either way. A socket of a range gives each flow a socket of its own,
+//! whose answers come from the port that was asked.
 
+use std::cell::RefCell;
+use std::future::pending;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr, SocketAddrV4};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
 use relay_engine::sessions::Sessions;
-use relay_wire::spec::{Listen, Proto};
+use relay_engine::steer::{self, Arrived};
+use relay_wire::spec::Proto;
 use tokio::net::UdpSocket;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use crate::event::{Event, Reporter};
+use crate::listeners::{Leads, Place};
 use crate::way::{Flow, Way, reason};
 
 const IDLE: Duration = Duration::from_secs(120);
@@ -24,10 +30,20 @@ const CLIENTS: usize = 1024;
 const QUEUE: usize = 256;
 const LARGEST: usize = 65_535;
 
+thread_local! {
+    /// Where the flows of this thread receive: one buffer for all of them.
+    static SCRATCH: RefCell<Box<[u8]>> = RefCell::new(vec![0; LARGEST].into());
+}
+
 /// Serves a socket until it breaks. Dropping the future ends all its flows.
-pub(crate) async fn serve<W: Way>(socket: UdpSocket, listen: Listen, way: W, report: Reporter) {
-    if let Err(error) = run(Arc::new(socket), listen.forward.remote, &way, IDLE).await {
-        let (proto, local, reason) = (Proto::Udp, listen.address, reason(&error));
+pub(crate) async fn serve<W: Way>(socket: UdpSocket, place: Place, way: W, report: Reporter) {
+    let (proto, local) = (Proto::Udp, place.address);
+    let door = Door {
+        socket: Arc::new(socket),
+        place,
+    };
+    if let Err(error) = run(door, &way, IDLE).await {
+        let reason = reason(&error);
         report.tell(Event::ListenerStopped {
             proto,
             local,
@@ -36,40 +52,43 @@ pub(crate) async fn serve<W: Way>(socket: UdpSocket, listen: Listen, way: W, rep
     }
 }
 
-async fn run<W: Way>(
-    socket: Arc<UdpSocket>,
-    remote: u16,
-    way: &W,
-    idle: Duration,
-) -> io::Result<()> {
+async fn run<W: Way>(door: Door, way: &W, idle: Duration) -> io::Result<()> {
     // Flows end by themselves, so nothing here has to expire.
-    let mut clients = Sessions::<SocketAddr, mpsc::Sender<Bytes>>::new(CLIENTS, idle);
+    let mut clients = Sessions::<Client, Known>::new(CLIENTS, idle);
     let mut flows = JoinSet::new();
     let mut buffer = vec![0; LARGEST];
     loop {
         tokio::select! {
-            received = socket.recv_from(&mut buffer) => {
-                let (length, from) = match received {
+            received = door.receive(&mut buffer) => {
+                let (length, client) = match received {
                     Ok(received) => received,
                     Err(error) if is_about_a_client(&error) => continue,
                     Err(error) => return Err(error),
                 };
                 let now = std::time::Instant::now();
                 let payload = Bytes::copy_from_slice(&buffer[..length]);
-                let queue = clients.get(&from, now).filter(|queue| !queue.is_closed()).cloned();
-                let queue = match queue {
-                    Some(queue) => queue,
+                let known = clients.get(&client, now).filter(|known| !known.queue.is_closed());
+                let queue = match known {
+                    Some(known) => known.queue.clone(),
                     None => {
-                        let flow = match way.open_flow(remote) {
-                            Ok(flow) => flow,
+                        let opened = door.open(&client, way);
+                        let (answers, flow) = match opened {
+                            Ok(opened) => opened,
                             Err(error) => {
-                                tracing::debug!(remote, reason = reason(&error), "datagram dropped");
+                                tracing::debug!(reason = reason(&error), "datagram dropped");
                                 continue;
                             }
                         };
                         let (queue, datagrams) = mpsc::channel(QUEUE);
-                        clients.insert(from, queue.clone(), now);
-                        flows.spawn(carry(socket.clone(), from, flow, datagrams, idle));
+                        let busy = Arc::new(AtomicBool::new(false));
+                        note_busy(&mut clients, now);
+                        let known = Known { client, queue: queue.clone(), busy: busy.clone() };
+                        clients.insert(client, known, now);
+                        let ends = Ends { answers, busy, flow };
+                        flows.spawn(async move {
+                            carry(ends, datagrams, idle).await;
+                            client
+                        });
                         queue
                     }
                 };
@@ -79,7 +98,7 @@ async fn run<W: Way>(
                 // The entry may belong to a later flow of the same client by now.
                 if let Ok(client) = ended {
                     let now = std::time::Instant::now();
-                    if clients.get(&client, now).is_some_and(|queue| queue.is_closed()) {
+                    if clients.get(&client, now).is_some_and(|known| known.queue.is_closed()) {
                         clients.remove(&client);
                     }
                 }
@@ -88,41 +107,155 @@ async fn run<W: Way>(
     }
 }
 
-/// One client's flow, until it is silent, evicted, or the tunnel closes.
-async fn carry<F: Flow>(
+/// Who sends, and to which local port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct Client {
+    from: SocketAddr,
+    port: u16,
+}
+
+/// A client that has a flow.
+struct Known {
+    client: Client,
+    queue: mpsc::Sender<Bytes>,
+    /// Datagrams arrived at the flow's own socket lately.
+    busy: Arc<AtomicBool>,
+}
+
+/// Before a client has to make room: what arrives at the sockets of flows does not pass the table.
+fn note_busy(clients: &mut Sessions<Client, Known>, now: std::time::Instant) {
+    if clients.len() < CLIENTS {
+        return;
+    }
+    let lately = |known: &&Known| known.busy.swap(false, Ordering::Relaxed);
+    let busy: Vec<_> = clients
+        .values()
+        .filter(lately)
+        .map(|known| known.client)
+        .collect();
+    for client in busy {
+        clients.get(&client, now);
+    }
+}
+
+/// Where first datagrams arrive.
+struct Door {
     socket: Arc<UdpSocket>,
-    client: SocketAddr,
-    mut flow: F,
-    mut datagrams: mpsc::Receiver<Bytes>,
-    idle: Duration,
-) -> SocketAddr {
+    place: Place,
+}
+
+impl Door {
+    async fn receive(&self, buffer: &mut [u8]) -> io::Result<(usize, Client)> {
+        match &self.place.leads {
+            Leads::To(_) => {
+                let (length, from) = self.socket.recv_from(buffer).await?;
+                let port = self.place.address.port();
+                Ok((length, Client { from, port }))
+            }
+            Leads::By(_) => {
+                let Arrived { length, from, port } = steer::receive(&self.socket, buffer).await?;
+                Ok((length, Client { from, port }))
+            }
+        }
+    }
+
+    /// Opens a flow for a client, and what its answers are sent by.
+    fn open<W: Way>(&self, client: &Client, way: &W) -> io::Result<(Answers, W::Flow)> {
+        match (&self.place.leads, self.place.address.ip()) {
+            (Leads::By(range), IpAddr::V4(address)) => {
+                let remote = range.remote(client.port);
+                let remote = remote.ok_or(io::ErrorKind::AddrNotAvailable)?;
+                let local = SocketAddrV4::new(address, client.port);
+                let own = steer::answering(local, client.from)?;
+                Ok((Answers::Own(own), way.open_flow(remote)?))
+            }
+            (Leads::To(remote), _) => {
+                let answers = Answers::Shared(self.socket.clone(), client.from);
+                Ok((answers, way.open_flow(*remote)?))
+            }
+            (Leads::By(_), IpAddr::V6(_)) => Err(io::ErrorKind::Unsupported.into()),
+        }
+    }
+}
+
+/// How a client gets its answers.
+enum Answers {
+    Shared(Arc<UdpSocket>, SocketAddr),
+    /// A socket that is connected to the client.
+    Own(UdpSocket),
+}
+
+impl Answers {
+    /// A client that takes nothing loses datagrams, as on any network.
+    fn send(&self, payload: &[u8]) {
+        let _ = match self {
+            Self::Shared(socket, client) => socket.try_send_to(payload, *client),
+            Self::Own(socket) => socket.try_send(payload),
+        };
+    }
+
+    /// The next datagram that did not come through the door.
+    async fn receive(&self) -> io::Result<Bytes> {
+        let Self::Own(socket) = self else {
+            return pending().await;
+        };
+        loop {
+            socket.readable().await?;
+            let received = SCRATCH.with_borrow_mut(|scratch| -> io::Result<Bytes> {
+                let length = socket.try_recv(scratch)?;
+                Ok(Bytes::copy_from_slice(&scratch[..length]))
+            });
+            match received {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) if is_about_a_client(&error) => {}
+                received => return received,
+            }
+        }
+    }
+}
+
+/// The two ends of a flow.
+struct Ends<F> {
+    answers: Answers,
+    busy: Arc<AtomicBool>,
+    flow: F,
+}
+
+/// One client's flow, until it is silent, evicted, or the tunnel closes.
+async fn carry<F: Flow>(mut ends: Ends<F>, mut datagrams: mpsc::Receiver<Bytes>, idle: Duration) {
     let mut last = Instant::now();
     let silence = tokio::time::sleep(idle);
     tokio::pin!(silence);
     loop {
-        tokio::select! {
+        let payload = tokio::select! {
             datagram = datagrams.recv() => {
                 let Some(payload) = datagram else { break };
-                last = Instant::now();
-                if let Err(error) = flow.send(&payload).await {
-                    tracing::debug!(reason = reason(&error), "datagram dropped");
-                }
+                payload
             }
-            answer = flow.receive() => {
+            datagram = ends.answers.receive() => {
+                let Ok(payload) = datagram else { break };
+                ends.busy.store(true, Ordering::Relaxed);
+                payload
+            }
+            answer = ends.flow.receive() => {
                 let Some(payload) = answer else { break };
                 last = Instant::now();
-                // A client that takes nothing loses datagrams, as on any network.
-                let _ = socket.try_send_to(&payload, client);
+                ends.answers.send(&payload);
+                continue;
             }
             () = &mut silence => {
                 if last.elapsed() >= idle {
                     break;
                 }
                 silence.as_mut().reset(last + idle);
+                continue;
             }
+        };
+        last = Instant::now();
+        if let Err(error) = ends.flow.send(&payload).await {
+            tracing::debug!(reason = reason(&error), "datagram dropped");
         }
     }
-    client
 }
 
 /// The kernel reports an ICMP error of an earlier datagram at the next call.
@@ -156,7 +289,12 @@ mod tests {
         let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
         let address = socket.local_addr().unwrap();
         let (way, remote) = (way.clone(), echo().await);
-        tokio::spawn(async move { run(Arc::new(socket), remote, &way, idle).await });
+        let leads = Leads::To(remote);
+        let door = Door {
+            socket: Arc::new(socket),
+            place: Place { address, leads },
+        };
+        tokio::spawn(async move { run(door, &way, idle).await });
         address
     }
 

@@ -23,6 +23,7 @@ Examples:
   relay port-forward dev --tcp 8080,9000:3000        several
   relay port-forward dev --tcp 5000-5009             a range
   relay port-forward dev --tcp 8000-8009:9000-9009   a range, on other local ports
+  relay port-forward dev --tcp 127.77.0.1:1-65535    every port, on an address of its own
   relay port-forward dev --udp 5353:53               UDP
   relay port-forward dev --tcp 0.0.0.0:8080:80       for other machines too
   relay port-forward alice/dev.gpu --tcp 8888        one agent of somebody's workspace
