@@ -160,6 +160,8 @@ fn a_lost_agent_is_told_on_both_pages_and_comes_back() {
         alice.until_text("#name", "alice's first").await;
         alice.goto(&site.dashboard("/@alice/dev")).await;
         alice.until_text("#agent-main", "Connected").await;
+        // The page is live once it shows the traffic that the app has just had.
+        alice.find("#port-main-8001 svg").await;
         site.alice.agent.signal(nix::sys::signal::Signal::SIGKILL);
         alice.until_text("#agent-main", "Disconnected").await;
         alice.picture("workspace-disconnected").await;
