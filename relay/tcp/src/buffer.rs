@@ -306,6 +306,15 @@ impl ReceiveBuffer {
         self.window.pool()
     }
 
+    /// No more comes: what waits beyond gaps will never be read.
+    pub(crate) fn close(&mut self) {
+        self.beyond.clear();
+        match self.unread() {
+            0 => self.window.clear(self.next),
+            _ => self.window.release_above(self.next),
+        }
+    }
+
     /// Forgets everything unread.
     pub(crate) fn clear(&mut self) {
         self.read = self.next;

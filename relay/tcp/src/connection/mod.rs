@@ -375,8 +375,9 @@ impl Connection {
         self.persist = None;
         self.buffer.clear();
         self.recovery.forget();
-        if reason != CloseReason::Finished {
-            self.receive.clear();
+        match reason {
+            CloseReason::Finished => self.receive.close(),
+            _ => self.receive.clear(),
         }
     }
 

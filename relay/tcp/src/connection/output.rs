@@ -121,6 +121,7 @@ impl Connection {
         let may_send_more =
             self.recovery.first_lost().is_some() || self.recovery.next() < self.send_end();
         if !may_send_more {
+            self.pacer.idle();
             self.recovery.set_app_limited();
             return None;
         }
@@ -134,8 +135,13 @@ impl Connection {
         let before = self.recovery.next();
         let sent = self
             .send_lost(now, allowance, sink)
-            .or_else(|| self.send_new(now, allowance, sink))?;
-        self.pacer.sent(now, rate, sent.bytes as u64);
+            .or_else(|| self.send_new(now, allowance, sink));
+        let Some(sent) = sent else {
+            // A window keeps it back, and no timer.
+            self.pacer.idle();
+            return None;
+        };
+        self.pacer.sent(rate, sent.bytes as u64);
         self.recovery.arm_after_sending(now);
         if self.recovery.next() > before {
             self.persist = None;

@@ -44,6 +44,8 @@ pub struct Sim {
     pub timers_fired: Vec<(Instant, usize, Timer)>,
     /// Packets that arrive within this time are one burst.
     pub burst: Duration,
+    /// Everything is late by up to this time, as on a busy machine.
+    pub late: Duration,
 }
 
 pub const POOL: usize = 256 << 20;
@@ -71,6 +73,7 @@ impl Sim {
             trace: false,
             timers_fired: Vec::new(),
             burst: Duration::ZERO,
+            late: Duration::ZERO,
         }
     }
 
@@ -102,7 +105,8 @@ impl Sim {
                 self.now = end;
                 break;
             }
-            self.now = self.now.max(next);
+            let late = self.random.below(self.late.as_nanos() as u64);
+            self.now = self.now.max(next) + Duration::from_nanos(late);
             self.step();
         }
         self.flows.iter().all(Flow::is_over)

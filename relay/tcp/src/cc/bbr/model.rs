@@ -10,6 +10,9 @@ const AGGREGATION_ROUNDS: u64 = 5;
 /// Segments lost in a round of startup that may mean a full queue (draft §5.3.1.3).
 const STARTUP_LOSSES: u32 = 6;
 
+/// Lost segments that alone mean nothing.
+const FEW_LOSSES: u64 = 2;
+
 /// Bandwidth and aggregation.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Model {
@@ -209,7 +212,7 @@ impl Bbr {
         let delivered = ack.delivered - self.round.delivered_before;
         let total = delivered + self.round.lost;
         let share = self.round.lost as f64 / total.max(1) as f64;
-        let too_much = share > LOSS_THRESHOLD && self.round.losses > 1;
+        let too_much = share > LOSS_THRESHOLD && u64::from(self.round.losses) > FEW_LOSSES;
         self.leave_startup_on_loss(too_much);
         let is_probing = matches!(
             self.phase,
@@ -255,7 +258,7 @@ impl Bbr {
         if !self.cycle.samples_probe {
             return;
         }
-        if !is_too_high(lost.lost_since, lost.in_flight_when_sent) {
+        if !is_too_high(lost.lost_since, lost.in_flight_when_sent, self.mss) {
             return;
         }
         // What was in flight when the share of loss became too high.
@@ -282,7 +285,7 @@ impl Bbr {
     pub(super) fn adapt_long_bound(&mut self, ack: &Ack) {
         let Some(sample) = ack.sample else { return };
         self.advance_filter(&sample);
-        if is_too_high(sample.lost, sample.in_flight_when_sent) {
+        if is_too_high(sample.lost, sample.in_flight_when_sent, self.mss) {
             if self.cycle.samples_probe {
                 self.react_to_too_high(ack.now, sample.in_flight_when_sent, sample.app_limited);
             }
@@ -331,7 +334,8 @@ impl Bbr {
     }
 }
 
-/// Whether a segment saw more loss than is fine.
-fn is_too_high(lost: u64, in_flight: u64) -> bool {
-    lost as f64 > in_flight as f64 * LOSS_THRESHOLD
+/// Whether a segment saw more loss than is fine. One or two lost segments are more than the
+/// threshold of any small flight, and no sign of a full queue; here the draft has no such floor.
+fn is_too_high(lost: u64, in_flight: u64, mss: u64) -> bool {
+    lost as f64 > in_flight as f64 * LOSS_THRESHOLD && lost > FEW_LOSSES * mss
 }
