@@ -82,7 +82,7 @@ fn one_percent_of_loss_does_not_stop_a_stream() {
         loss: 0.01,
         ..PathOptions::default()
     };
-    let rate = rate(2, there_and_back(path), config(Algorithm::Bbr), 400 << 20);
+    let rate = rate(2, there_and_back(path), config(Algorithm::Bbr), 200 << 20);
     assert!(rate > 1000.0, "{rate:.0} Mbit/s");
 }
 
@@ -95,7 +95,7 @@ fn a_long_path_with_loss_is_well_used() {
         loss: 0.005,
         ..PathOptions::default()
     };
-    let rate = rate(3, there_and_back(path), config(Algorithm::Bbr), 300 << 20);
+    let rate = rate(3, there_and_back(path), config(Algorithm::Bbr), 100 << 20);
     assert!(rate > 180.0, "{rate:.0} Mbit/s");
 }
 
@@ -109,7 +109,7 @@ fn a_clean_bottleneck_is_filled_whatever_its_queue() {
                 ..PathOptions::default()
             };
             print!("{algorithm:?}, queue of {} KiB: ", queue >> 10);
-            let rate = rate(4, there_and_back(path), config(algorithm), 100 << 20);
+            let rate = rate(4, there_and_back(path), config(algorithm), 50 << 20);
             assert!(rate > 75.0, "{rate:.0} Mbit/s");
         }
     }
@@ -138,4 +138,80 @@ fn bbr_keeps_a_deep_queue_short() {
         "{} bytes",
         sim.paths[0].deepest
     );
+}
+
+/// Megabits per second that each of several flows gets of a shared bottleneck, after a while.
+fn shares(seed: u64, path: PathOptions, algorithms: &[Algorithm]) -> Vec<f64> {
+    const WARM: Duration = Duration::from_secs(10);
+    const MEASURED: Duration = Duration::from_secs(20);
+    let mut sim = Sim::with_paths(seed, there_and_back(path));
+    sim.burst = Duration::from_micros(50);
+    for (&algorithm, index) in algorithms.iter().zip(0..) {
+        let ends = [config(algorithm), config(algorithm)];
+        sim.connect(ends, App::upload(u64::MAX / 4), millis(700 * index));
+    }
+    sim.run(WARM);
+    let received =
+        |sim: &Sim| -> Vec<u64> { sim.flows.iter().map(|flow| flow.apps[1].received).collect() };
+    let before = received(&sim);
+    sim.run(MEASURED);
+    let rates: Vec<f64> = received(&sim)
+        .iter()
+        .zip(before)
+        .map(|(after, before)| (after - before) as f64 * 8e-6 / MEASURED.as_secs_f64())
+        .collect();
+    println!("{algorithms:?} share {rates:.0?} Mbit/s");
+    rates
+}
+
+#[test]
+fn flows_share_a_bottleneck() {
+    use Algorithm::{Bbr, Cubic};
+    // One and a half times what the path holds.
+    let path = PathOptions {
+        rate: mbit(20),
+        queue: 75_000,
+        ..PathOptions::default()
+    };
+    for flows in [
+        &[Bbr, Bbr][..],
+        &[Cubic, Cubic],
+        &[Bbr, Cubic],
+        &[Bbr, Bbr, Cubic, Cubic],
+    ] {
+        let rates = shares(6, path.clone(), flows);
+        let (least, most) = rates
+            .iter()
+            .fold((f64::MAX, 0.0_f64), |(least, most), &rate| {
+                (least.min(rate), most.max(rate))
+            });
+        assert!(most / least < 3.0, "{flows:?} share {rates:.1?} Mbit/s");
+        assert!(
+            rates.iter().sum::<f64>() > 16.0,
+            "{flows:?} share {rates:.1?} Mbit/s"
+        );
+    }
+}
+
+#[test]
+fn machines_that_are_busy_do_not_stop_a_stream() {
+    let path = PathOptions {
+        rate: mbit(1000),
+        queue: 2 << 20,
+        delay: Duration::from_micros(200),
+        ..PathOptions::default()
+    };
+    let mut sim = Sim::with_paths(7, there_and_back(path));
+    // Everything that happens is noticed up to 30 ms late, in round trips of less than one.
+    sim.late = millis(30);
+    let flow = sim.connect(
+        [config(Algorithm::Bbr), config(Algorithm::Bbr)],
+        App::upload(u64::MAX / 4),
+        Duration::ZERO,
+    );
+    sim.run(Duration::from_secs(4));
+    let before = sim.flows[flow].apps[1].received;
+    sim.run(Duration::from_secs(1));
+    let rate = (sim.flows[flow].apps[1].received - before) as f64 * 8e-6;
+    assert!(rate > 50.0, "{rate:.0} Mbit/s");
 }

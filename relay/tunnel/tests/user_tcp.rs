@@ -399,7 +399,7 @@ fn near() -> PathOptions {
 /// Bytes that one test moves; more with `RELAY_LONG`.
 fn amount(mebibytes: u64) -> u64 {
     let factor = if std::env::var_os("RELAY_LONG").is_some() {
-        16
+        256
     } else {
         1
     };
@@ -460,7 +460,7 @@ async fn the_kernel_receives_over_a_clean_and_over_a_bad_path() {
                 ..config()
             };
             let total = if options.loss == 0.0 {
-                amount(16)
+                amount(4)
             } else {
                 amount(2)
             };
@@ -476,7 +476,7 @@ async fn the_kernel_receives_over_a_clean_and_over_a_bad_path() {
 async fn the_kernel_sends_over_a_clean_and_over_a_bad_path() {
     for options in [near(), bad()] {
         let total = if options.loss == 0.0 {
-            amount(16)
+            amount(4)
         } else {
             amount(2)
         };
@@ -493,11 +493,11 @@ async fn streams_cross_long_paths_with_loss() {
         loss: 0.01,
         ..PathOptions::default()
     };
-    let Some(rate) = upload(config(), options.clone(), amount(4)).await else {
+    let Some(rate) = upload(config(), options.clone(), amount(2)).await else {
         return;
     };
     println!("20 ms, 1 %: user {rate:.0} Mbit/s");
-    download(config(), options, amount(4)).await;
+    download(config(), options, amount(2)).await;
     let options = PathOptions {
         rate: mbit(300),
         queue: 1 << 20,
@@ -505,11 +505,11 @@ async fn streams_cross_long_paths_with_loss() {
         loss: 0.005,
         ..PathOptions::default()
     };
-    let Some(rate) = upload(config(), options.clone(), amount(4)).await else {
+    let Some(rate) = upload(config(), options.clone(), amount(2)).await else {
         return;
     };
     println!("40 ms, 0.5 %, 300 Mbit/s: user {rate:.0} Mbit/s");
-    download(config(), options, amount(4)).await;
+    download(config(), options, amount(2)).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -137,7 +137,7 @@ impl Bbr {
     /// Draft §5.6.4.
     fn set_window(&mut self, ack: &Ack) {
         let wanted = self.bdp(self.bandwidth(), self.phase.window_gain());
-        let most = self.quantize(wanted + self.model.extra_acked());
+        let most = self.quantize(wanted + self.model.extra_acked(self.bandwidth()));
         if self.round.full_reached {
             self.window = (self.window + ack.acked).min(most);
         } else if self.window < most || ack.delivered < INITIAL_SEGMENTS * self.mss {
@@ -194,7 +194,7 @@ impl Congestion for Bbr {
             return;
         }
         self.restarted = true;
-        self.model.restart_aggregation(now);
+        self.model.restart(now);
         if self.phase.is_probing_bandwidth() {
             self.set_pacing_rate(1.0);
         } else if self.phase == Phase::ProbeRtt {

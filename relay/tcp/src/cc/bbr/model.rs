@@ -1,6 +1,8 @@
 //! What BBR measures: rounds, bandwidth, aggregation, and the bounds that loss sets
 //! (draft §5.5).
 
+use std::time::Duration;
+
 use super::{BETA, Bbr, HEADROOM, LOSS_THRESHOLD, MIN_SEGMENTS, Phase};
 use crate::cc::{Ack, Lost, RateSample};
 use crate::time::{Instant, bytes_in};
@@ -10,8 +12,10 @@ const AGGREGATION_ROUNDS: u64 = 5;
 /// Segments lost in a round of startup that may mean a full queue (draft §5.3.1.3).
 const STARTUP_LOSSES: u32 = 6;
 
+/// A longer time without acknowledgements is a stall.
+const LONGEST_GAP: Duration = Duration::from_millis(50);
 /// Lost segments that alone mean nothing.
-const FEW_LOSSES: u64 = 2;
+const FEW_LOSSES: u64 = 1;
 
 /// Bandwidth and aggregation.
 #[derive(Debug, Clone, Default)]
@@ -20,6 +24,9 @@ pub(super) struct Model {
     bandwidth: [u64; 2],
     /// Bytes acknowledged beyond what the bandwidth explains: the most of two halves of the window.
     extra: [u64; 2],
+    /// The longest time between two acknowledgements, in the same halves.
+    gap: [Duration; 2],
+    last_ack: Option<Instant>,
     extra_round: u64,
     interval_start: Instant,
     interval_acked: u64,
@@ -43,13 +50,34 @@ impl Model {
         }
     }
 
-    pub(super) fn extra_acked(&self) -> u64 {
-        self.extra[0].max(self.extra[1])
+    /// Room for what comes in clumps. The draft counts what was acknowledged beyond the bandwidth;
+    /// where the clumps are longer than the round trip (two busy machines near each other) that
+    /// never lets the window grow, so that what the bandwidth brings between two clumps counts,
+    /// too: once for what is on its way, once for its acknowledgements.
+    pub(super) fn extra_acked(&self, bandwidth: u64) -> u64 {
+        let gap = self.gap[0].max(self.gap[1]);
+        let between = bytes_in(bandwidth, gap).saturating_mul(2);
+        self.extra[0].max(self.extra[1]).max(between)
     }
 
-    pub(super) fn restart_aggregation(&mut self, now: Instant) {
+    fn restart_aggregation(&mut self, now: Instant) {
         self.interval_start = now;
         self.interval_acked = 0;
+    }
+
+    /// Sending begins anew after a pause, which is no clump.
+    pub(super) fn restart(&mut self, now: Instant) {
+        self.restart_aggregation(now);
+        self.last_ack = None;
+    }
+
+    fn note_gap(&mut self, ack: &Ack) {
+        let app_limited = ack.sample.is_none_or(|sample| sample.app_limited);
+        if let (Some(last), false) = (self.last_ack, app_limited) {
+            let gap = ack.now.since(last).min(LONGEST_GAP);
+            self.gap[0] = self.gap[0].max(gap);
+        }
+        self.last_ack = Some(ack.now);
     }
 
     /// Draft §5.5.9: how much more is acknowledged at once than the bandwidth explains.
@@ -58,7 +86,9 @@ impl Model {
         if round >= self.extra_round + length {
             self.extra_round = round;
             self.extra = [0, self.extra[0]];
+            self.gap = [Duration::ZERO, self.gap[0]];
         }
+        self.note_gap(ack);
         let mut expected = bytes_in(bandwidth, ack.now.since(self.interval_start));
         if self.interval_acked <= expected {
             self.restart_aggregation(ack.now);
@@ -334,8 +364,8 @@ impl Bbr {
     }
 }
 
-/// Whether a segment saw more loss than is fine. One or two lost segments are more than the
-/// threshold of any small flight, and no sign of a full queue; here the draft has no such floor.
+/// Whether a segment saw more loss than is fine. One lost segment is more than the
+/// threshold of any small flight, and no sign of a full queue; the draft has no such floor.
 fn is_too_high(lost: u64, in_flight: u64, mss: u64) -> bool {
     lost as f64 > in_flight as f64 * LOSS_THRESHOLD && lost > FEW_LOSSES * mss
 }
