@@ -62,6 +62,7 @@ async fn log_in(wanted: Incoming, ssh: Arc<ssh::Server>, traffic: &Arc<Traffic>)
     let _counted = traffic.open(Protocol::Ssh);
     match wanted.accept().await {
         Ok(peer) => {
+            ssh::outlast_sleep(&peer);
             if let (Ok(remote), Ok(local)) = (peer.peer_addr(), peer.local_addr()) {
                 ssh.serve(peer, ssh::Peer { remote, local }).await;
             }

@@ -24,8 +24,8 @@ const LOGIN: Duration = Duration::from_secs(120);
 /// After so long without a message the peer is asked for a sign of life: connections are to outlive
 /// the sleep of a laptop (coder_facts §3.3).
 const SILENCE: Duration = Duration::from_secs(24 * 3600);
-/// So many questions without an answer are borne.
-const UNANSWERED: u32 = 3;
+/// After so many silences in a row the peer is taken for dead.
+const SILENCES: u32 = 3;
 /// Messages are made until so much waits to be sent, bytes.
 const FULL: usize = 256 << 10;
 /// More waits only for a peer that asks and does not read.
@@ -46,7 +46,7 @@ where
         server,
         peer: Arc::new(peer),
         logged_in: false,
-        unanswered: 0,
+        silences: 0,
     };
     let outcome = connection.serve(&mut stream).await;
     if let Err(error @ Error::Ssh(_)) = &outcome {
@@ -68,7 +68,7 @@ struct Connection {
     server: Arc<Server>,
     peer: Arc<Peer>,
     logged_in: bool,
-    unanswered: u32,
+    silences: u32,
 }
 
 impl Drop for Connection {
@@ -123,8 +123,8 @@ impl Connection {
                 }
                 Turn::Write => {}
                 Turn::Silence => {
-                    self.unanswered += 1;
-                    if !self.logged_in || self.unanswered > UNANSWERED {
+                    self.silences += 1;
+                    if !self.logged_in || self.silences >= SILENCES {
                         return Err(Error::Ssh("the peer is silent"));
                     }
                     self.link.lock().ask_alive();
@@ -187,7 +187,7 @@ impl Connection {
             return Err(Error::Ssh("the peer asks and does not read the answers"));
         }
         if self.logged_in {
-            self.unanswered = 0;
+            self.silences = 0;
             io.timer.as_mut().reset(Instant::now() + SILENCE);
         }
         Ok(false)

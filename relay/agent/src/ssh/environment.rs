@@ -22,8 +22,13 @@ pub(super) struct Account {
 }
 
 impl Account {
-    /// As passwd(5) has it, or else as well as it can be guessed.
-    pub(super) fn own() -> Self {
+    /// As passwd(5) has it, or else as well as it can be guessed. Where users are kept elsewhere,
+    /// this may take a while.
+    pub(super) async fn own() -> std::io::Result<Self> {
+        Ok(tokio::task::spawn_blocking(Self::look_up).await?)
+    }
+
+    fn look_up() -> Self {
         let variable = |name| std::env::var_os(name).filter(|value| !value.is_empty());
         let uid = Uid::current();
         let user = User::from_uid(uid).ok().flatten();

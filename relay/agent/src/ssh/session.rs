@@ -157,7 +157,9 @@ impl Session<'_> {
             self.channel.reply(request, true);
             return self.fail(MOVING_BLOCKED, REFUSED).await;
         }
-        let account = Account::own();
+        let Ok(account) = Account::own().await else {
+            return;
+        };
         let workspace = &self.server.workspace;
         let mut environment = Environment::new(workspace, &account, self.peer);
         for (name, value) in &wanted.variables {
@@ -220,8 +222,9 @@ impl Session<'_> {
             return self.fail(MOVING_BLOCKED, REFUSED).await;
         }
         let (input, output) = self.channel.split();
+        let serving = async { sftp::serve(input, output, Account::own().await?.home).await };
         let served = tokio::select! {
-            served = sftp::serve(input, output, Account::own().home) => served,
+            served = serving => served,
             () = self.channel.closed() => return,
         };
         if let Err(error) = &served {
