@@ -3,12 +3,14 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use anyhow::Context;
 use clap::builder::BoolishValueParser;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Args, Parser, Subcommand};
 use relay_control::config::{ConfigDir, parse_url};
 use relay_control::rest::{Access, Client};
 use relay_tunnel::dial::TlsOptions;
+use relay_wire::spec::read_list;
 use tracing_subscriber::EnvFilter;
 
 use crate::commands;
@@ -49,6 +51,13 @@ enum Command {
     /// List workspaces.
     #[command(visible_alias = "ls")]
     List(commands::list::Args),
+    /// Open a shell in a workspace, or run a command there.
+    Ssh(Box<commands::ssh::Args>),
+    /// Make workspaces hosts of this machine's OpenSSH.
+    ConfigSsh(Box<commands::config_ssh::Args>),
+    /// Ask about Coder's VPN.
+    #[command(hide = true)]
+    Connect(commands::connect::Args),
     /// Measure the way to a workspace: direct or relayed, and how long it takes.
     Ping(commands::ping::Args),
     /// Run the workspace's end of the tunnel.
@@ -67,10 +76,13 @@ enum Command {
 }
 
 impl Cli {
-    /// Runs the chosen command to its end.
-    pub(crate) fn run(self) -> anyhow::Result<()> {
+    /// Runs the chosen command to its end, and says with which status to exit.
+    pub(crate) fn run(self) -> anyhow::Result<ExitCode> {
         let global = &self.global;
-        match self.command {
+        let ended = match self.command {
+            Command::Ssh(args) => return commands::ssh::run(*args, global),
+            Command::Connect(args) => return Ok(commands::connect::run(&args)),
+            Command::ConfigSsh(args) => commands::config_ssh::run(*args, global),
             Command::PortForward(args) => commands::port_forward::run(args, global),
             Command::Login(args) => commands::login::run(args, global),
             Command::Logout(args) => commands::login::logout(args, global),
@@ -82,7 +94,8 @@ impl Cli {
             Command::Completion(args) => commands::manual::completion(args),
             Command::Manual(args) => commands::manual::run(args),
             Command::Bench(args) => commands::bench::run(args, global),
-        }
+        };
+        ended.map(|()| ExitCode::SUCCESS)
     }
 
     /// Sends logs to stderr. `RELAY_LOG` (the usual filter syntax) wins over `--verbose`.
@@ -254,25 +267,62 @@ impl Global {
         Ok(Client::new(&url, self.access(token)?))
     }
 
+    /// The extra headers, as they were given.
+    pub(crate) fn header_flags(&self) -> impl Iterator<Item = &str> {
+        let given = self.header.iter().filter(|text| !text.is_empty());
+        given.map(String::as_str)
+    }
+
+    /// Flags by which another process finds the same deployment. Secrets are not among them: that
+    /// process reads the remembered session.
+    pub(crate) fn for_another_process(&self) -> anyhow::Result<Vec<String>> {
+        let mut words = Vec::new();
+        if let Some(url) = &self.url {
+            words.extend(["--url".to_owned(), url.clone()]);
+        }
+        for (flag, path) in [
+            ("--global-config", &self.global_config),
+            ("--client-tls-ca-file", &self.client_tls_ca_file),
+            ("--client-tls-cert-file", &self.client_tls_cert_file),
+            ("--client-tls-key-file", &self.client_tls_key_file),
+        ] {
+            let Some(path) = path else { continue };
+            let path = std::path::absolute(path)?;
+            let text = path
+                .to_str()
+                .filter(|text| !text.contains(char::is_control));
+            let text =
+                text.with_context(|| format!("{flag} {} is not plain text", path.display()))?;
+            words.extend([flag.to_owned(), text.to_owned()]);
+        }
+        Ok(words)
+    }
+
     /// The extra headers, split at the first `=`.
     pub(crate) fn headers(&self) -> anyhow::Result<Vec<(String, String)>> {
-        let split = |text: &String| match text.split_once('=') {
+        let split = |text: &str| match text.split_once('=') {
             Some((name, value)) if !name.trim().is_empty() => {
                 Ok((name.trim().to_owned(), value.trim().to_owned()))
             }
             _ => anyhow::bail!("--header \"{text}\" is not of the form NAME=VALUE"),
         };
-        self.header
-            .iter()
-            .filter(|text| !text.is_empty())
-            .map(split)
-            .collect()
+        self.header_flags().map(split).collect()
     }
 }
 
 /// An environment variable that is set and not empty.
 pub(crate) fn environment(name: &str) -> Option<String> {
     std::env::var(name).ok().filter(|value| !value.is_empty())
+}
+
+/// What the environment (one record of CSV) and a flag ask for, the environment first. Values of the
+/// flag are taken as they are: there are commas in them.
+pub(crate) fn list(variable: &str, flags: &[String]) -> anyhow::Result<Vec<String>> {
+    let environment: Vec<String> = environment(variable).into_iter().collect();
+    let mut list = read_list(&environment).with_context(|| variable.to_owned())?;
+    list.extend_from_slice(flags);
+    list.retain(|value| !value.is_empty());
+    Ok(list)
 }
 
 /// Prints what is wrong with a command line, as one line, and says with which status to exit:

@@ -15,7 +15,7 @@ fn main() -> ExitCode {
     };
     cli.start_logging();
     match cli.run() {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(status) => status,
         Err(error) => {
             output::error(&error);
             ExitCode::FAILURE

@@ -154,6 +154,12 @@ impl Cluster {
         finish("client", &self.client, command)
     }
 
+    /// Runs a program on one of the machines to its end.
+    pub fn run_on(&self, host: &Host, command: Command) -> Finished {
+        let name = command.get_program().to_string_lossy().into_owned();
+        finish(&name, host, command)
+    }
+
     /// The binary as the client calls it, with URL and session in the environment.
     pub fn client_command(&self) -> Command {
         let binary = if self.options.as_coder {

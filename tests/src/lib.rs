@@ -4,6 +4,7 @@
 //!
 //! * [`net`]: namespaces, the switch that joins them, firewalls between hosts;
 //! * [`process`]: programs in a host, their output line by line, their memory;
+//! * [`pty`]: programs on a terminal of their own;
 //! * [`apps`]: what a workspace serves, and the clients that check every byte;
 //! * [`cluster`]: server, agent and forward put together;
 //! * [`web`] and [`site`]: web apps, and the deployment that a browser opens them through;
@@ -14,6 +15,7 @@ pub mod cluster;
 pub mod needs;
 pub mod net;
 pub mod process;
+pub mod pty;
 pub mod rootless;
 pub mod site;
 pub mod vectors;

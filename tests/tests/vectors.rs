@@ -3,7 +3,7 @@
 use relay_lab::vectors;
 
 #[test]
-fn every_row_of_what_is_built_holds() {
+fn every_row_holds() {
     let folder = vectors::own_copy();
     let files = vectors::files(&folder).unwrap();
     assert!(files.len() >= 37, "{}", files.len());
@@ -25,6 +25,5 @@ fn every_row_of_what_is_built_holds() {
         left += outcome.left.len();
     }
     assert_eq!(left, 0);
-    // Reverse forwarding over SSH is not built.
-    assert_eq!(unknown, ["remote_forward.json"]);
+    assert!(unknown.is_empty(), "{unknown:?}");
 }

@@ -30,7 +30,7 @@ pub(crate) fn run() -> Result<()> {
         ("benches", &|| {
             checked(&mut cargo(&["test", "--workspace", "--bench", "*"]))
         }),
-        ("vectors", &|| crate::vectors(None, true)),
+        ("vectors", &|| crate::vectors(None, false)),
         ("demo", &|| {
             checked(&mut cargo(&["run", "--release", "--", "demo", "--once"]))
         }),

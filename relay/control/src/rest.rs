@@ -5,8 +5,8 @@ use std::fmt::Write;
 use http::Method;
 use relay_wire::rest::{
     BuildInfo, ConnectionInfo, CreateBuild, CreateFirstUser, CreatedFirstUser, LoginAnswer,
-    LoginWithPassword, NewKey, Transition, User, Workspace, WorkspaceAgent, WorkspaceBuild,
-    Workspaces,
+    LoginWithPassword, NewKey, SshConfig, Transition, Usage, User, Workspace, WorkspaceAgent,
+    WorkspaceBuild, Workspaces,
 };
 use url::Url;
 use uuid::Uuid;
@@ -218,13 +218,21 @@ impl Client {
         self.http.json(Method::POST, &path, Some(&build)).await
     }
 
-    /// Tells that a workspace is in use.
+    /// Tells that a workspace is in use, and by what where that is known.
     ///
     /// # Errors
     /// As [`Client::workspace`].
-    pub async fn usage(&self, workspace: Uuid) -> Result<(), Error> {
+    pub async fn usage(&self, workspace: Uuid, used: Option<&Usage>) -> Result<(), Error> {
         let path = format!("/api/v2/workspaces/{workspace}/usage");
-        self.http.request(Method::POST, &path, NONE).await.map(drop)
+        self.http.request(Method::POST, &path, used).await.map(drop)
+    }
+
+    /// How the deployment wants SSH to be configured.
+    ///
+    /// # Errors
+    /// As [`Client::buildinfo`].
+    pub async fn ssh_config(&self) -> Result<SshConfig, Error> {
+        self.get("deployment/ssh").await
     }
 
     async fn get<T: serde::de::DeserializeOwned>(&self, path: &str) -> Result<T, Error> {

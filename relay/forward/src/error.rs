@@ -85,6 +85,36 @@ pub enum Error {
         /// Where it is in its life.
         state: String,
     },
+    /// The workspace was stopped while it was in use.
+    #[error("workspace \"{0}\" was stopped, and its connections with it")]
+    WorkspaceStopped(String),
+    /// Nothing takes SSH connections in the workspace.
+    #[error(
+        "agent \"{0}\" takes no SSH connections: its SSH server is turned off, or it is too old"
+    )]
+    NoSshServer(String),
+    /// The SSH server does not answer.
+    #[error("the SSH server of agent \"{agent}\" does not answer: {reason}; try `relay ping`")]
+    SshUnreachable {
+        /// The agent.
+        agent: String,
+        /// How the last attempt ended.
+        reason: String,
+    },
+    /// The SSH server does not do what was asked.
+    #[error("the workspace's SSH server refuses {0}")]
+    SshRefused(String),
+    /// The SSH connection broke.
+    #[error("the SSH connection is lost: {0}")]
+    SshLost(String),
+    /// Standard input or output cannot be used.
+    #[error("cannot use {what}: {reason}")]
+    Standard {
+        /// Which.
+        what: &'static str,
+        /// What the operating system says.
+        reason: String,
+    },
     /// Every listener broke.
     #[error("no listener is left: start the command again")]
     NothingLeft,

@@ -4,6 +4,7 @@ use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
+use relay_wire::remote_forward::RemoteForward;
 use relay_wire::spec::Proto;
 
 /// Something worth telling the user. Its text is the line that the command line prints.
@@ -31,6 +32,16 @@ pub enum Event {
     /// The agent does not answer through the tunnel so far.
     WaitingForTunnel {
         /// Its name.
+        agent: String,
+    },
+    /// The workspace's start-up scripts are not done.
+    WaitingForScripts {
+        /// Its agent.
+        agent: String,
+    },
+    /// They failed, or take longer than they may. The workspace may lack something.
+    ScriptsFailed {
+        /// Its agent.
         agent: String,
     },
     /// A local socket is about to be opened.
@@ -67,7 +78,7 @@ pub enum Event {
         /// The ports, in order.
         ports: Vec<u16>,
     },
-    /// All local sockets are open and the tunnel answers.
+    /// All local sockets are open and the tunnel answers; or, the session is open.
     Ready,
     /// A connection could not be made in the workspace; the local one was reset.
     DialFailed {
@@ -75,6 +86,18 @@ pub enum Event {
         remote: u16,
         /// Why.
         reason: String,
+    },
+    /// A connection that leads back from the workspace found nobody here.
+    LocalDialFailed {
+        /// Where it leads.
+        forward: RemoteForward,
+        /// Why.
+        reason: String,
+    },
+    /// The SSH server does not do something that the session can do without.
+    SshRefused {
+        /// What.
+        what: String,
     },
     /// A local socket broke. The others stay.
     ListenerStopped {
@@ -133,6 +156,12 @@ impl fmt::Display for Event {
                     "Waiting for agent \"{agent}\" to answer through the tunnel"
                 )
             }
+            Self::WaitingForScripts { agent } => {
+                write!(out, "Waiting for the start-up scripts of agent \"{agent}\"")
+            }
+            Self::ScriptsFailed { agent } => {
+                write!(out, "The start-up scripts of agent \"{agent}\" failed")
+            }
             Self::Forwarding {
                 proto,
                 local,
@@ -177,6 +206,10 @@ impl fmt::Display for Event {
                     "Failed to dial 'tcp://127.0.0.1:{remote}' in workspace: {reason}"
                 )
             }
+            Self::LocalDialFailed { forward, reason } => {
+                write!(out, "Failed to dial for remote forward {forward}: {reason}")
+            }
+            Self::SshRefused { what } => write!(out, "The workspace refuses {what}"),
             Self::ListenerStopped {
                 proto,
                 local,

@@ -1,4 +1,5 @@
-//! The developer's side of relay: makes ports of a workspace appear on this machine.
+//! The developer's side of relay: makes ports of a workspace appear on this machine, and opens
+//! sessions there.
 
 mod error;
 pub mod event;
@@ -7,6 +8,7 @@ mod listeners;
 mod ping;
 mod plan;
 mod run;
+pub mod ssh;
 mod tcp;
 #[cfg(test)]
 mod testing;

@@ -87,7 +87,7 @@ async fn serve(
     if let Some(steering) = steering {
         background.spawn(steering.keep());
     }
-    background.spawn(usage::report(client.clone(), workspace));
+    background.spawn(usage::report(client.clone(), workspace, None));
     report.tell(Event::Ready);
     while serving.join_next().await.is_some() {}
     Error::NothingLeft

@@ -131,6 +131,8 @@ enum Aside {
     Answer { generation: u64, answered: bool },
     /// What the workspace looks like now.
     Look(Option<Box<Found>>),
+    /// There is no such workspace any more.
+    Deleted,
 }
 
 /// Keeps a tunnel pointed at the agent. It works only while [`Supervisor::run`] is polled.
@@ -157,6 +159,8 @@ pub(crate) struct Supervisor {
     path: Option<Path>,
     told_path: Option<Path>,
     settled_at: Option<Instant>,
+    /// The agent went away because its workspace was stopped.
+    stopped: watch::Sender<bool>,
 }
 
 /// Opens a tunnel to a workspace: looks it up, and starts everything that talks to it at once.
@@ -230,6 +234,7 @@ pub(crate) async fn open(
         path: None,
         told_path: None,
         settled_at: None,
+        stopped: watch::Sender::new(false),
     };
     if let Some(map) = info.derp_map {
         supervisor.set_map(map).await?;
@@ -246,6 +251,12 @@ impl Supervisor {
                 Err(error) => return error,
             }
         }
+    }
+
+    /// Whether the agent went away with its workspace, which was stopped or deleted. A workspace
+    /// that is started again has another agent.
+    pub(crate) fn stopped(&self) -> watch::Receiver<bool> {
+        self.stopped.subscribe()
     }
 
     /// Says goodbye.
@@ -375,6 +386,7 @@ impl Supervisor {
             let found = find::find(&client, &name).await;
             match found {
                 Ok(found) => Aside::Look(Some(Box::new(found))),
+                Err(Error::UnknownWorkspace(_)) => Aside::Deleted,
                 Err(error) => {
                     tracing::debug!(%error, "looking");
                     Aside::Look(None)
@@ -403,8 +415,17 @@ impl Supervisor {
                     false => self.lose(),
                 }
             }
-            Aside::Look(_) if !self.lost => self.looking = false,
+            Aside::Look(_) | Aside::Deleted if !self.lost => self.looking = false,
+            Aside::Deleted => {
+                self.stopped.send_replace(true);
+                self.look();
+            }
             Aside::Look(found) => {
+                let stopped =
+                    |found: &Found| found.workspace.latest_build.transition != Transition::Start;
+                if found.as_deref().is_some_and(stopped) {
+                    self.stopped.send_replace(true);
+                }
                 if let Some(found) = found
                     && found.workspace.latest_build.transition == Transition::Start
                     && found.agent.status == AgentStatus::Connected

@@ -8,7 +8,7 @@ use relay_engine::limits;
 use relay_tunnel::stack::NetHelper;
 use url::Url;
 
-use super::tunnel::TunnelArgs;
+use super::tunnel::{EngineArgs, TunnelArgs};
 use super::{block_on, interrupted};
 use crate::cli::Global;
 
@@ -49,6 +49,8 @@ pub(crate) struct Args {
     block_file_transfer: bool,
     #[command(flatten)]
     tunnel: TunnelArgs,
+    #[command(flatten)]
+    engine: EngineArgs,
 }
 
 /// Runs the command.
@@ -67,7 +69,7 @@ pub(crate) fn run(args: Args, global: &Global) -> anyhow::Result<()> {
         max_mtu: args.tunnel.max_mtu,
         offloads: args.tunnel.disable_offloads,
         busy_poll: args.tunnel.busy_poll(),
-        engine: args.tunnel.engine,
+        engine: args.engine.engine,
         ssh: ssh::Options {
             block_local_forwarding: args.block_local_port_forwarding,
             block_reverse_forwarding: args.block_reverse_port_forwarding,

@@ -2,6 +2,8 @@
 
 pub(crate) mod agent;
 pub(crate) mod bench;
+pub(crate) mod config_ssh;
+pub(crate) mod connect;
 pub(crate) mod demo;
 pub(crate) mod list;
 pub(crate) mod login;
@@ -9,6 +11,7 @@ pub(crate) mod manual;
 pub(crate) mod ping;
 pub(crate) mod port_forward;
 pub(crate) mod server;
+pub(crate) mod ssh;
 mod tunnel;
 
 use std::future::Future;

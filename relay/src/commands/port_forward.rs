@@ -11,7 +11,7 @@ use relay_wire::names::WorkspaceName;
 use relay_wire::spec::{Forward, SpecError, parse_specs, read_list};
 use serde::Serialize;
 
-use super::tunnel::TunnelArgs;
+use super::tunnel::{EngineArgs, TunnelArgs};
 use super::{block_on, interrupted};
 use crate::cli::{Global, environment};
 use crate::output::{self, Format};
@@ -62,6 +62,8 @@ pub(crate) struct Args {
     output: Format,
     #[command(flatten)]
     tunnel: TunnelArgs,
+    #[command(flatten)]
+    engine: EngineArgs,
 }
 
 /// A forward as a dry run prints it.
@@ -121,7 +123,7 @@ pub(crate) fn run(args: Args, global: &Global) -> Result<()> {
         Ok(relay_forward::forward(
             options,
             &forwards,
-            args.tunnel.engine,
+            args.engine.engine,
             helper,
             report,
             shutdown,

@@ -6,7 +6,7 @@ use relay_engine::Engine;
 use relay_tunnel::endpoint::{BUSY_POLL, MAX_MTU, StackChoice};
 use relay_tunnel::stack::Offloads;
 
-/// How packets and bytes are moved.
+/// How packets are moved.
 #[derive(clap::Args)]
 pub(super) struct TunnelArgs {
     /// TCP/IP stack inside the tunnel: auto, kernel or user
@@ -29,6 +29,11 @@ pub(super) struct TunnelArgs {
     )]
     #[arg(default_value = "", hide_default_value = true, value_parser = Offloads::without)]
     pub(super) disable_offloads: Offloads,
+}
+
+/// How connections are carried between this machine's sockets and the tunnel's.
+#[derive(clap::Args)]
+pub(super) struct EngineArgs {
     /// How bytes are moved: auto, copy, splice, io-uring or sockmap
     #[arg(long, default_value = "auto", value_name = "ENGINE")]
     pub(super) engine: Engine,

@@ -61,6 +61,11 @@ pub enum Error {
     /// A workspace argument with too many parts.
     #[error("{0:?} does not name a workspace; write [owner/]workspace[.agent]")]
     WorkspaceName(String),
+    /// A remote forward that is none.
+    #[error(
+        "{0:?} is no remote forward; write REMOTE_PORT:LOCAL_HOST:LOCAL_PORT, or /REMOTE.sock:/LOCAL.sock"
+    )]
+    RemoteForward(String),
     /// The workspace has no agent.
     #[error("this workspace has no agent to connect to; add one to its template")]
     NoAgents,

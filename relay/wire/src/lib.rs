@@ -14,6 +14,7 @@
 //! | [`yamux`], [`drpc`], [`proto`] | the control channel: streams, calls, messages |
 //! | [`spec`] | port specifications and the plan of what to listen on |
 //! | [`names`] | names of workspaces and agents |
+//! | [`remote_forward`] | what of a workspace leads back to this machine |
 //! | [`rest`] | JSON bodies of the HTTP API |
 
 pub mod addr;
@@ -25,6 +26,7 @@ mod error;
 pub mod keys;
 pub mod names;
 pub mod proto;
+pub mod remote_forward;
 pub mod rest;
 pub mod spec;
 pub mod stun;

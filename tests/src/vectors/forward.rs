@@ -1,9 +1,10 @@
-//! Port specifications, what is listened on, names of workspaces.
+//! Port specifications, what is listened on, what leads back, names of workspaces.
 
 use std::net::SocketAddr;
 
 use relay_wire::Error;
 use relay_wire::names::{WorkspaceName, normalize_ssh, pick_agent, ssh_host};
+use relay_wire::remote_forward::{REMOTE_BIND, RemoteForward};
 use relay_wire::spec::{Forward, Listen, SpecError, SpecReason, parse_specs, plan};
 use serde_json::{Value, json};
 
@@ -129,6 +130,22 @@ pub(super) fn workspace_name(row: &Value) -> Ran {
             }
         }
         other => panic!("an unknown operation {other}"),
+    };
+    equals(&found, row)
+}
+
+pub(super) fn remote_forward(row: &Value) -> Ran {
+    let found = match row["input"].as_str().expect("a text").parse() {
+        Ok(RemoteForward::Tcp { remote, host, port }) => json!({"ok": {
+            "kind": "tcp",
+            "remote": format!("{REMOTE_BIND}:{remote}"),
+            "local_host": host,
+            "local_port": port,
+        }}),
+        Ok(RemoteForward::Unix { remote, local }) => {
+            json!({"ok": {"kind": "unix", "remote": remote, "local": local}})
+        }
+        Err(_) => json!({ "error": "invalid_remote_forward" }),
     };
     equals(&found, row)
 }

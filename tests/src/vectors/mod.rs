@@ -67,6 +67,7 @@ fn runner(file: &str) -> Option<Runner> {
         "portforward_spec.json" => rows(forward::spec),
         "portforward_listen.json" => rows(forward::listen),
         "workspace_name.json" => rows(forward::workspace_name),
+        "remote_forward.json" => rows(forward::remote_forward),
         "app_hostname.json" => rows(apps::hostname),
         "hostname_pattern.json" => rows(apps::pattern),
         "redirect_sanitize.json" => rows(apps::redirect_sanitize),

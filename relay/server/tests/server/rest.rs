@@ -42,7 +42,7 @@ async fn a_workspace_is_found_and_says_what_clients_need() {
     let info = client.connection(agent.id).await.unwrap();
     let map = info.derp_map.unwrap();
     assert_eq!(map.regions.keys().copied().collect::<Vec<_>>(), [999]);
-    client.usage(found.id).await.unwrap();
+    client.usage(found.id, None).await.unwrap();
     let text = get(&plane, "/api/v2/nonsense", "").await;
     assert!(text.starts_with("HTTP/1.1 404 "), "{text}");
     assert!(text.contains("X-Coder-Build-Version: v0.0.0"), "{text}");

@@ -9,6 +9,7 @@ use prost::Message as _;
 use relay_wire::keys::{DiscoPrivate, DiscoPublic, NodePrivate, NodePublic};
 use relay_wire::names::{self, WorkspaceName};
 use relay_wire::proto::tailnet;
+use relay_wire::remote_forward::RemoteForward;
 use relay_wire::{addr, derp, derp_map, disco, drpc, spec, stun, tsmp, yamux};
 
 /// Cuts `bytes` into pieces whose lengths come from `cuts`, over and over.
@@ -242,6 +243,9 @@ pub fn specs(text: &str) {
 pub fn names(text: &str) {
     let _ = names::ssh_host(&names::normalize_ssh(text), "coder.", "coder");
     let _ = text.parse::<DiscoPublic>();
+    if let Ok(forward) = text.parse::<RemoteForward>() {
+        assert_eq!(forward.to_string().parse::<RemoteForward>(), Ok(forward));
+    }
     if let Ok(key) = text.parse::<NodePublic>() {
         assert_eq!(key.to_string().parse(), Ok(key));
         assert_eq!(NodePublic::from_wire(&key.to_wire()), Ok(key));
