@@ -40,7 +40,8 @@ struct State {
 #[derive(Debug, Clone, Copy)]
 struct Epoch {
     start: Instant,
-    /// Seconds until the curve is back at `max`.
+    /// Where the curve is flat, in segments, and seconds until it is there.
+    origin: f64,
     k: f64,
     /// What Reno's window would be, in segments.
     reno: f64,
@@ -88,22 +89,20 @@ impl Cubic {
     fn avoid_congestion(&mut self, ack: &Ack, rtt: Duration) {
         let segments = self.state.window / self.mss;
         let max = self.state.max;
-        let epoch = self.state.epoch.get_or_insert_with(|| Epoch {
-            start: ack.now,
-            k: ((max - segments).max(0.0) / C).cbrt(),
-            reno: segments,
+        let epoch = self.state.epoch.get_or_insert_with(|| {
+            let origin = max.max(segments);
+            Epoch {
+                start: ack.now,
+                origin,
+                k: ((origin - segments) / C).cbrt(),
+                reno: segments,
+            }
         });
-        let origin = max.max(segments.min(max));
-        let origin = if epoch.k == 0.0 {
-            origin.max(epoch.reno)
-        } else {
-            origin
-        };
         let acked = ack.acked as f64 / self.mss;
         let alpha = if epoch.reno < max { ALPHA } else { 1.0 };
         epoch.reno += alpha * acked / segments;
         let time = (ack.now.since(epoch.start) + rtt).as_secs_f64() - epoch.k;
-        let target = (C * time.powi(3) + origin).clamp(segments, 1.5 * segments);
+        let target = (C * time.powi(3) + epoch.origin).clamp(segments, 1.5 * segments);
         let cubic = segments + (target - segments) / segments * acked;
         self.state.window = cubic.max(epoch.reno) * self.mss;
     }
@@ -198,6 +197,7 @@ impl Congestion for Cubic {
         self.state.max *= self.mss / mss;
         if let Some(epoch) = &mut self.state.epoch {
             epoch.reno *= self.mss / mss;
+            epoch.origin *= self.mss / mss;
         }
         self.mss = mss;
         self.state.window = self.state.window.max(2.0 * mss);
