@@ -31,6 +31,8 @@ pub struct Options {
     pub agents: Vec<&'static str>,
     /// More words for `relay server`.
     pub server_flags: Vec<&'static str>,
+    /// More words for `relay agent`.
+    pub agent_flags: Vec<&'static str>,
     /// Run agent and client as an unprivileged user.
     pub rootless: bool,
     /// Call the client's binary `coder`.
@@ -42,6 +44,7 @@ impl Default for Options {
         Options {
             agents: vec!["main"],
             server_flags: Vec::new(),
+            agent_flags: Vec::new(),
             rootless: false,
             as_coder: false,
         }
@@ -127,6 +130,7 @@ impl Cluster {
         let mut command = self.relay(self.options.rootless, &relay_binary());
         command
             .args(["agent", "--url", &self.url()])
+            .args(&self.options.agent_flags)
             .env("CODER_AGENT_TOKEN", &self.agent_tokens[index]);
         Process::start("agent", Some(&self.workspace), command)
     }

@@ -61,6 +61,8 @@ pub struct Config {
     pub engine: Engine,
     /// What the SSH server does not do.
     pub ssh: ssh::Options,
+    /// Loops that share the clients among them.
+    pub loops: u8,
 }
 
 /// Serves until `shutdown` comes back, then takes leave in order.
@@ -107,12 +109,15 @@ async fn serve(config: Config, session: &mut AgentSession, nodes: OwnNode) -> Re
     let traffic = Arc::new(Traffic::default());
     let counted = Arc::clone(&traffic);
     session.report(Arc::new(move || counted.report()));
-    tasks.spawn(tcp::serve(
-        tunnel.incoming(),
+    let service = tcp::Service {
         engine,
+        api: Arc::default(),
         ssh,
-        Arc::clone(&traffic),
-    ));
+        traffic: Arc::clone(&traffic),
+    };
+    for (runtime, incoming) in tunnel.incoming_by_loop() {
+        tasks.spawn_on(tcp::serve(incoming, service.clone()), &runtime);
+    }
     let answers = tunnel.clone();
     tasks.spawn(udp::serve(
         tunnel.serve_datagrams(),
@@ -179,6 +184,7 @@ fn open(config: Config, identity: &Identity) -> Result<(Endpoint, EndpointEvents
         max_mtu: config.max_mtu,
         offloads: config.offloads,
         busy_poll: config.busy_poll,
+        loops: config.loops,
         tls: config.access.tls,
         ..EndpointConfig::new(node, disco, addresses)
     };

@@ -21,15 +21,20 @@ const PER_PEER: usize = 16_384;
 /// A peer's SYN is held no longer than this while its app is dialled.
 const DIAL: Duration = Duration::from_secs(10);
 
-/// Serves connections until the tunnel is closed.
-pub(crate) async fn serve(
-    mut incoming: mpsc::Receiver<Incoming>,
-    engine: Engine,
-    ssh: Arc<ssh::Server>,
-    traffic: Arc<Traffic>,
-) {
+/// What connections are served with.
+#[derive(Clone)]
+pub(crate) struct Service {
+    /// Moves the bytes of apps.
+    pub(crate) engine: Engine,
+    pub(crate) api: Arc<Api>,
+    pub(crate) ssh: Arc<ssh::Server>,
+    pub(crate) traffic: Arc<Traffic>,
+}
+
+/// Serves the connections of the peers of one loop, in the runtime of that loop, until the tunnel is
+/// closed.
+pub(crate) async fn serve(mut incoming: mpsc::Receiver<Incoming>, service: Service) {
     let open = Open::default();
-    let api = Arc::new(Api::default());
     while let Some(wanted) = incoming.recv().await {
         let source = wanted.source();
         let Some(place) = open.take(*source.ip()) else {
@@ -37,8 +42,14 @@ pub(crate) async fn serve(
             wanted.refuse();
             continue;
         };
-        let (api, ssh, traffic) = (Arc::clone(&api), Arc::clone(&ssh), Arc::clone(&traffic));
+        let service = service.clone();
         tokio::spawn(async move {
+            let Service {
+                engine,
+                api,
+                ssh,
+                traffic,
+            } = service;
             match wanted.port() {
                 api::PORT => answer(wanted, api).await,
                 port if ssh::PORTS.contains(&port) => log_in(wanted, ssh, &traffic).await,

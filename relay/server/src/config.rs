@@ -60,6 +60,8 @@ pub struct Config {
     /// How long the server's end of tunnels looks for an answer to a small message before it
     /// sleeps; zero is off.
     pub busy_poll: Duration,
+    /// Loops of that end, which share the agents among them.
+    pub loops: u8,
     /// What is chosen about apps in a browser.
     pub apps: Choices,
     /// Another way to agents' ports than the server's own tunnels.
@@ -90,6 +92,7 @@ impl Config {
             api_rate_limit: API,
             helper: None,
             busy_poll: Duration::from_micros(BUSY_POLL),
+            loops: 1,
             apps: Choices::default(),
             dialer: None,
         }

@@ -81,6 +81,7 @@ impl Server {
             force_websockets: config.force_websockets,
             busy_poll: config.busy_poll,
             lane: threads.lanes().first().clone(),
+            loops: config.loops,
             stopping: stopping.clone(),
         };
         let state = State {

@@ -8,7 +8,7 @@ use relay_engine::limits;
 use relay_tunnel::stack::NetHelper;
 use url::Url;
 
-use super::tunnel::{EngineArgs, TunnelArgs};
+use super::tunnel::{EngineArgs, LoopsArgs, TunnelArgs};
 use super::{block_on, interrupted};
 use crate::cli::Global;
 
@@ -51,6 +51,8 @@ pub(crate) struct Args {
     tunnel: TunnelArgs,
     #[command(flatten)]
     engine: EngineArgs,
+    #[command(flatten)]
+    loops: LoopsArgs,
 }
 
 /// Runs the command.
@@ -75,6 +77,7 @@ pub(crate) fn run(args: Args, global: &Global) -> anyhow::Result<()> {
             block_reverse_forwarding: args.block_reverse_port_forwarding,
             block_file_transfer: args.block_file_transfer,
         },
+        loops: args.loops.count(),
     };
     block_on(async { Ok(relay_agent::run(config, interrupted()?).await?) })
 }

@@ -10,6 +10,7 @@ use anyhow::{Context, ensure};
 use clap::builder::BoolishValueParser;
 use relay_engine::limits;
 use relay_server::{Config, Server, StunAddress, TlsFiles};
+use relay_tunnel::endpoint::MAX_LOOPS;
 use relay_tunnel::stack::NetHelper;
 use url::Url;
 
@@ -83,6 +84,16 @@ pub(crate) struct Args {
     busy_poll: BusyPollArgs,
     #[command(flatten)]
     apps: apps::Args,
+    /// Loops of the server's end of tunnels, which share the agents among them, a thread each
+    #[arg(
+        long,
+        env = "RELAY_LOOPS",
+        hide_env_values = true,
+        value_name = "NUMBER"
+    )]
+    #[arg(default_value_t = 1)]
+    #[arg(value_parser = clap::value_parser!(u8).range(1..=i64::from(MAX_LOOPS)))]
+    loops: u8,
 }
 
 /// Runs the command.
@@ -214,6 +225,7 @@ impl Args {
             api_rate_limit: u32::try_from(self.api_rate_limit.max(0)).unwrap_or(u32::MAX),
             busy_poll: self.busy_poll.duration(),
             apps: self.apps.choices()?,
+            loops: self.loops,
             ..Config::new(http_address, data_dir)
         })
     }
@@ -261,9 +273,13 @@ mod tests {
         assert_eq!(plain.api_rate_limit, 512);
         assert_eq!(plain.busy_poll, Duration::from_micros(BUSY_POLL));
         let words = ["--stun-address", "none", "--block-direct-connections"];
-        let words = [&words[..], &["--api-rate-limit", "-1", "--busy-poll", "0"]].concat();
+        let words = [
+            &words[..],
+            &["--api-rate-limit", "-1", "--busy-poll", "0", "--loops", "3"],
+        ]
+        .concat();
         let other = config(&words).unwrap();
-        assert_eq!(other.api_rate_limit, 0);
+        assert_eq!((other.api_rate_limit, other.loops), (0, 3));
         assert_eq!(other.stun, StunAddress::Off);
         assert!(other.block_direct && other.busy_poll.is_zero());
     }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use relay_engine::Engine;
-use relay_tunnel::endpoint::{BUSY_POLL, MAX_MTU, StackChoice};
+use relay_tunnel::endpoint::{BUSY_POLL, MAX_LOOPS, MAX_MTU, StackChoice, usual_loops};
 use relay_tunnel::stack::Offloads;
 
 /// How packets are moved.
@@ -37,6 +37,28 @@ pub(super) struct EngineArgs {
     /// How bytes are moved: auto, copy, splice, io-uring or sockmap
     #[arg(long, default_value = "auto", value_name = "ENGINE")]
     pub(super) engine: Engine,
+}
+
+/// How many loops an end of many tunnels has.
+#[derive(clap::Args)]
+pub(super) struct LoopsArgs {
+    /// Loops that share the peers among them, a thread each; a peer belongs to one [default: one for
+    /// every two cores, at most 4]
+    #[arg(
+        long,
+        env = "RELAY_LOOPS",
+        hide_env_values = true,
+        value_name = "NUMBER"
+    )]
+    #[arg(value_parser = clap::value_parser!(u8).range(1..=i64::from(MAX_LOOPS)))]
+    loops: Option<u8>,
+}
+
+impl LoopsArgs {
+    /// What was asked for, or else what suits the machine.
+    pub(super) fn count(&self) -> u8 {
+        self.loops.unwrap_or_else(usual_loops)
+    }
 }
 
 impl TunnelArgs {

@@ -45,6 +45,8 @@ pub(crate) struct Setup {
     pub(crate) busy_poll: Duration,
     /// Where packets are moved.
     pub(crate) lane: Handle,
+    /// Loops that share the agents among them.
+    pub(crate) loops: u8,
     /// Becomes true when the server stops.
     pub(crate) stopping: watch::Receiver<bool>,
 }
@@ -149,6 +151,7 @@ fn start(
         id,
         direct: !setup.block_direct,
         force_websockets: setup.force_websockets,
+        loops: setup.loops,
         keepalive: true,
         busy_poll: setup.busy_poll,
         ..EndpointConfig::new(node, disco, vec![agent_address(&id)])

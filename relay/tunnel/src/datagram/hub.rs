@@ -22,11 +22,35 @@ const FIRST_PORT: u16 = 49_152;
 #[derive(Debug, Clone)]
 pub struct Datagrams {
     hub: Arc<Hub>,
-    out: mpsc::Sender<Datagram>,
+    out: Outlets,
     source: Ipv6Addr,
 }
 
-/// The loop's end of [`Datagrams`]: what is to be sent.
+/// The ways to the loops of an endpoint.
+#[derive(Clone)]
+struct Outlets {
+    each: Arc<[mpsc::Sender<Datagram>]>,
+    home: Option<Home>,
+}
+
+/// Says which loop has the peer with an address; needed where there are several.
+pub(crate) type Home = Arc<dyn Fn(Ipv6Addr) -> usize + Send + Sync>;
+
+impl Outlets {
+    /// The way of a datagram: peers may change loops under a flow.
+    fn to(&self, destination: Ipv6Addr) -> &mpsc::Sender<Datagram> {
+        let home = self.home.as_ref().map_or(0, |home| home(destination));
+        &self.each[home]
+    }
+}
+
+impl std::fmt::Debug for Outlets {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Outlets").field(&self.each.len()).finish()
+    }
+}
+
+/// A loop's end of [`Datagrams`]: what is to be sent.
 pub(crate) type Outbox = mpsc::Receiver<Datagram>;
 
 /// The loop's end of [`Datagrams`]: where received datagrams go.
@@ -41,7 +65,7 @@ pub struct Flow {
     local: SocketAddrV6,
     remote: SocketAddrV6,
     hub: Arc<Hub>,
-    out: mpsc::Sender<Datagram>,
+    out: Outlets,
     received: mpsc::Receiver<Bytes>,
 }
 
@@ -65,11 +89,25 @@ impl Hub {
 
 impl Datagrams {
     /// `source` is the address flows come from.
+    #[cfg(test)]
     pub(crate) fn new(source: Ipv6Addr) -> (Datagrams, Outbox, Delivery) {
-        let (out, outbox) = mpsc::channel(QUEUE);
+        let (datagrams, mut outboxes, delivery) = Self::of_loops(source, 1, None);
+        (datagrams, outboxes.remove(0), delivery)
+    }
+
+    /// The same for an endpoint of `loops` loops, one at least, with an outbox for each.
+    pub(crate) fn of_loops(
+        source: Ipv6Addr,
+        loops: usize,
+        home: Option<Home>,
+    ) -> (Datagrams, Vec<Outbox>, Delivery) {
+        let channels = (0..loops).map(|_| mpsc::channel(QUEUE));
+        let (each, outboxes): (Vec<_>, Vec<_>) = channels.unzip();
+        let each = each.into();
         let hub = Arc::new(Hub::default());
         let delivery = Delivery { hub: hub.clone() };
-        (Datagrams { hub, out, source }, outbox, delivery)
+        let out = Outlets { each, home };
+        (Datagrams { hub, out, source }, outboxes, delivery)
     }
 
     /// Opens a flow to `remote`. It ends when it is dropped.
@@ -105,7 +143,7 @@ impl Datagrams {
     /// Sends a datagram from one of this end's addresses, or drops it while the tunnel is busy.
     pub fn try_send(&self, datagram: Datagram) -> Result<(), Error> {
         check_size(&datagram.payload)?;
-        match self.out.try_send(datagram) {
+        match self.out.to(*datagram.destination.ip()).try_send(datagram) {
             Err(mpsc::error::TrySendError::Closed(_)) => Err(Error::Closed),
             Ok(()) | Err(mpsc::error::TrySendError::Full(_)) => Ok(()),
         }
@@ -114,7 +152,8 @@ impl Datagrams {
     /// Sends a datagram from one of this end's addresses. Waits while the tunnel is busy.
     pub async fn send(&self, datagram: Datagram) -> Result<(), Error> {
         check_size(&datagram.payload)?;
-        self.out.send(datagram).await.map_err(|_| Error::Closed)
+        let out = self.out.to(*datagram.destination.ip());
+        out.send(datagram).await.map_err(|_| Error::Closed)
     }
 }
 
@@ -132,7 +171,8 @@ impl Flow {
             destination: self.remote,
             payload: Bytes::copy_from_slice(payload),
         };
-        self.out.send(datagram).await.map_err(|_| Error::Closed)
+        let out = self.out.to(*self.remote.ip());
+        out.send(datagram).await.map_err(|_| Error::Closed)
     }
 
     /// The next datagram of the peer; `None` when the tunnel is closed.

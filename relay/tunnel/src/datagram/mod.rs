@@ -13,7 +13,7 @@ use bytes::Bytes;
 
 pub use fragment::{Fragments, Reassembler};
 pub use hub::{Datagrams, Flow};
-pub(crate) use hub::{Delivery, Outbox};
+pub(crate) use hub::{Delivery, Home, Outbox};
 pub use packet::{PROTO_FRAGMENT, PROTO_UDP, build, destination, next_header, parse, source};
 
 /// The largest payload of one datagram.

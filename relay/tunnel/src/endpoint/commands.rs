@@ -96,9 +96,16 @@ impl Driver {
                 let _ = done.send(self.stats(peer).ok_or(Error::UnknownPeer));
             }
             Command::Interfaces => self.read_interfaces(now),
-            Command::StunServers(servers) => self.paths.set_stun_servers(&servers, now),
+            Command::StunServers(servers) => {
+                if let Some(seat) = &self.seat {
+                    seat.post_stun_servers(&servers);
+                }
+                self.paths.set_stun_servers(&servers, now);
+            }
             Command::Latency(measured) => {
-                self.relays.set_latency(measured);
+                if let Some(relays) = self.relays.own() {
+                    relays.set_latency(measured);
+                }
                 self.update_relays();
                 self.node_changed = true;
             }
@@ -122,7 +129,7 @@ impl Driver {
         for (old, gone) in replaced {
             tracing::debug!(peer = %old, "peer replaced by a new key");
             self.nudge(&gone);
-            self.early.set(&gone.addresses, false);
+            self.common.early.set(&gone.addresses, false);
             for address in &gone.addresses {
                 self.stack.set_peer_mtu(*address, BASE_MTU);
             }
@@ -132,7 +139,10 @@ impl Driver {
                 self.paths.remove_peer(old);
             }
         }
-        self.early.set(&addresses, takes);
+        for address in &addresses {
+            self.stack.add_peer(*address);
+        }
+        self.common.early.set(&addresses, takes);
         self.paths.upsert_peer(id, info, now);
         self.update_relays();
         if self.keepalive
@@ -145,7 +155,7 @@ impl Driver {
 
     fn forget(&mut self, id: PeerId, gone: Gone) {
         self.nudge(&gone);
-        self.early.set(&gone.addresses, false);
+        self.common.early.set(&gone.addresses, false);
         for address in &gone.addresses {
             self.stack.remove_peer(*address);
         }

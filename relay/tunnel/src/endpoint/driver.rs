@@ -5,7 +5,7 @@
 //! After a turn with work the other tasks get the thread.
 
 use std::collections::{HashMap, HashSet};
-use std::net::{Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -18,10 +18,11 @@ use tokio::time::Sleep;
 use super::busy::{BusyPoll, Moved};
 use super::commands::Command;
 use super::early::Early;
+use super::exchange::Seat;
 use super::handle::{Pong, States};
 use super::node::{FEATURE_EARLY_DATA, FEATURES, LocalNode};
 use super::peers::Peers;
-use super::relays::{Received, Relays};
+use super::relays::{Connections, Detour, Received, Relays};
 use super::{EndpointConfig, Event, IDLE};
 use crate::Error;
 use crate::datagram::{self, Datagram, Delivery, Fragments, Outbox, Reassembler};
@@ -31,7 +32,7 @@ use crate::udp::{ReceiveBuffers, UdpSocket};
 use crate::wireguard::{Identity, Opened};
 
 /// Relayed packets, datagrams and commands taken in one turn.
-const BATCH: usize = 128;
+pub(super) const BATCH: usize = 128;
 /// How often the machine's addresses are read again.
 const INTERFACES: Duration = Duration::from_secs(10);
 /// Tunnel MTU over a relay between relay ends: relays carry any size.
@@ -44,13 +45,26 @@ pub(super) struct Channels {
     pub(super) inbox: mpsc::Receiver<Command>,
     /// For tasks of the loop's own that report back; weak, so that the loop ends with the handles.
     pub(super) commands: mpsc::WeakSender<Command>,
-    pub(super) events: mpsc::Sender<Event>,
     pub(super) outbox: Outbox,
-    pub(super) delivery: Delivery,
-    pub(super) node: watch::Sender<Option<LocalNode>>,
+    /// Present where there are other loops.
+    pub(super) seat: Option<Seat>,
+    /// What all loops of the endpoint share.
+    pub(super) common: Common,
 }
 
-/// All state of one endpoint.
+/// What the loops of one endpoint share with its handles.
+#[derive(Clone)]
+pub(super) struct Common {
+    pub(super) events: mpsc::Sender<Event>,
+    pub(super) delivery: Delivery,
+    pub(super) node: Arc<watch::Sender<Option<LocalNode>>>,
+    pub(super) states: States,
+    pub(super) early: Early,
+    /// Causes of warnings that were told.
+    pub(super) said: Arc<Mutex<HashSet<String>>>,
+}
+
+/// All state of one loop: of the whole endpoint, or of a part of its peers.
 pub(super) struct Driver {
     pub(super) identity: Identity,
     pub(super) addresses: Vec<Ipv6Addr>,
@@ -65,9 +79,7 @@ pub(super) struct Driver {
     pub(super) opened: Opened,
     pub(super) fragments: Fragments,
     pub(super) reassembler: Reassembler,
-    pub(super) delivery: Delivery,
     pub(super) tsmp: HashMap<[u8; 8], (Instant, mpsc::Sender<Duration>)>,
-    pub(super) early: Early,
     pub(super) disco: HashMap<TxId, oneshot::Sender<Result<Pong, Error>>>,
     /// Packets this loop made for the kernel.
     pub(super) to_tun: Vec<Vec<u8>>,
@@ -77,17 +89,15 @@ pub(super) struct Driver {
     /// Something in [`LocalNode`] may have changed.
     pub(super) node_changed: bool,
     pub(super) commands: mpsc::WeakSender<Command>,
-    states: States,
-    template: LocalNode,
+    pub(super) common: Common,
+    pub(super) seat: Option<Seat>,
+    pub(super) template: LocalNode,
     direct: bool,
-    events: mpsc::Sender<Event>,
-    node: watch::Sender<Option<LocalNode>>,
     inbox: mpsc::Receiver<Command>,
     outbox: Outbox,
     injections: mpsc::UnboundedReceiver<Injection>,
+    /// In the loop that has the connections to relays.
     relayed: mpsc::Receiver<Received>,
-    /// Causes of warnings that were told.
-    said: HashSet<String>,
     interfaces_at: Instant,
     /// When a packet of a peer or of the kernel was moved last.
     pub(super) busy_at: Instant,
@@ -106,6 +116,8 @@ enum Wake {
     Commands(usize),
     Injected(Injection),
     Timer,
+    /// Another loop has something for this one.
+    Rung,
     /// Nothing came while it was waited for awake.
     Silence,
 }
@@ -146,13 +158,18 @@ impl Driver {
         );
         let (sender, relayed) = mpsc::channel(4 * BATCH);
         let commands = channels.commands.clone();
-        let relays = Relays::new(
-            config.node,
-            config.tls,
-            config.force_websockets,
-            sender,
-            commands.clone(),
-        );
+        let others = channels.seat.as_ref().filter(|seat| !seat.is_first());
+        let number = others.map_or(0, Seat::number);
+        let relays = match others {
+            Some(seat) => Relays::Through(Detour::new(seat.again())),
+            None => Relays::Own(Box::new(Connections::new(
+                config.node,
+                config.tls,
+                config.force_websockets,
+                sender,
+                commands.clone(),
+            ))),
+        };
         let now = Instant::now();
         let mut driver = Driver {
             identity,
@@ -162,31 +179,27 @@ impl Driver {
             udp,
             tun,
             stack,
-            peers: Peers::default(),
+            peers: Peers::of_loop(number),
             paths,
             relays,
             receive: ReceiveBuffers::default(),
             opened: Opened::default(),
             fragments: Fragments::new(rand::random()),
             reassembler: Reassembler::default(),
-            delivery: channels.delivery,
             tsmp: HashMap::new(),
-            early: Early::default(),
             disco: HashMap::new(),
             to_tun: Vec::new(),
             scratch: Vec::new(),
             tun_failed: false,
             node_changed: false,
             commands,
-            states: Arc::new(Mutex::new(HashMap::new())),
+            common: channels.common,
+            seat: channels.seat,
             template,
             direct: config.direct,
-            events: channels.events,
-            node: channels.node,
             inbox: channels.inbox,
             outbox: channels.outbox,
             relayed,
-            said: HashSet::new(),
             interfaces_at: now + INTERFACES,
             busy_at: now,
             moved: Moved::default(),
@@ -197,10 +210,6 @@ impl Driver {
         driver
     }
 
-    pub(super) fn states(&self) -> States {
-        self.states.clone()
-    }
-
     /// Runs until the last handle is gone.
     pub(super) async fn run(mut self) {
         let mut relayed = Vec::new();
@@ -208,16 +217,18 @@ impl Driver {
         let mut commands = Vec::new();
         let mut sleep = Box::pin(tokio::time::sleep(Duration::ZERO));
         let mut sleeps_until = Instant::now();
+        let first = self.is_first();
         loop {
             self.set_sleep(&mut sleep, &mut sleeps_until);
             let wake = tokio::select! {
                 _ = self.udp.readable() => Wake::Packets,
                 _ = self.tun.readable(), if !self.tun_failed => Wake::Packets,
-                _ = self.relayed.recv_many(&mut relayed, BATCH) => Wake::Relayed,
+                _ = self.relayed.recv_many(&mut relayed, BATCH), if first => Wake::Relayed,
                 _ = self.outbox.recv_many(&mut datagrams, BATCH) => Wake::Datagrams,
                 count = self.inbox.recv_many(&mut commands, BATCH) => Wake::Commands(count),
                 Some(injection) = self.injections.recv() => Wake::Injected(injection),
                 () = &mut sleep => Wake::Timer,
+                () = rung(&self.seat), if self.seat.is_some() => Wake::Rung,
                 () = look_again(self.busy_poll.until()), if self.busy_poll.until().is_some() => Wake::Silence,
             };
             let now = Instant::now();
@@ -225,11 +236,13 @@ impl Driver {
                 Wake::Commands(0) => break,
                 Wake::Injected(injection) => self.inject(injection),
                 Wake::Timer => self.handle_timers(now),
+                Wake::Rung => self.heed_others(&mut relayed, now),
+                Wake::Relayed => self.hand_over(&mut relayed),
                 Wake::Silence => {
                     self.busy_poll.gave_up();
                     continue;
                 }
-                Wake::Packets | Wake::Relayed | Wake::Datagrams | Wake::Commands(_) => {}
+                Wake::Packets | Wake::Datagrams | Wake::Commands(_) => {}
             }
             for command in commands.drain(..) {
                 self.handle_command(command, now);
@@ -253,15 +266,21 @@ impl Driver {
                 tokio::task::yield_now().await;
             }
         }
-        self.delivery.close();
+        if first {
+            self.common.delivery.close();
+        }
+    }
+
+    /// Whether this is the loop that speaks for the endpoint; the only one, usually.
+    pub(super) fn is_first(&self) -> bool {
+        self.seat.as_ref().is_none_or(Seat::is_first)
     }
 
     fn set_sleep(&mut self, sleep: &mut Pin<Box<Sleep>>, until: &mut Instant) {
         let idle = (!self.released).then(|| (self.busy_at + IDLE, "give buffers back"));
         let fragments = self.reassembler.poll_timeout().map(|at| (at, "fragments"));
-        let interfaces = self
-            .direct
-            .then_some((self.interfaces_at, "read interfaces"));
+        let interfaces =
+            (self.direct && self.is_first()).then_some((self.interfaces_at, "read interfaces"));
         let next = [
             self.paths.poll_timeout(),
             self.peers.poll_timeout(),
@@ -287,7 +306,7 @@ impl Driver {
         self.paths.handle_timeout(now);
         self.peers.handle_timeout(now);
         self.reassembler.expire(now);
-        if self.direct && now >= self.interfaces_at {
+        if self.direct && self.is_first() && now >= self.interfaces_at {
             self.read_interfaces(now);
         }
         if !self.released && now >= self.busy_at + IDLE {
@@ -328,10 +347,7 @@ impl Driver {
     fn handle_events(&mut self, now: Instant) {
         while let Some(event) = self.paths.poll_event() {
             match event {
-                path::Event::LocalEndpoints(endpoints) => {
-                    self.template.endpoints = endpoints;
-                    self.node_changed = true;
-                }
+                path::Event::LocalEndpoints(endpoints) => self.set_endpoints(endpoints),
                 path::Event::Path { peer, state } => {
                     tracing::debug!(%peer, ?state, "path");
                     self.set_state(peer, state);
@@ -362,7 +378,7 @@ impl Driver {
             PathState::Direct(_) => self.paths.rtt(peer),
             PathState::Relayed(..) | PathState::None => None,
         };
-        self.early.moved(&slot.node.addresses, rtt);
+        self.common.early.moved(&slot.node.addresses, rtt);
         for address in &slot.node.addresses {
             let near = rtt.is_some_and(|rtt| rtt < super::early::LONG);
             self.stack.set_peer_near(*address, near);
@@ -370,7 +386,7 @@ impl Driver {
         let address = slot.node.addresses.first().copied();
         if let (PathState::Relayed(..), Some(remote)) = (state, address)
             && self.keepalive
-            && self.early.takes(remote)
+            && self.common.early.takes(remote)
         {
             let (data, pong) = (rand::random(), mpsc::channel(1).0);
             self.handle_command(Command::TsmpPing { remote, data, pong }, now);
@@ -399,7 +415,7 @@ impl Driver {
             // Sizes are proven one after the other: each is one more measurement.
             for address in &slot.node.addresses {
                 if let Some(rtt) = rtt {
-                    self.early.answered(*address, rtt);
+                    self.common.early.answered(*address, rtt);
                 }
             }
             slot.mtu = mtu;
@@ -410,7 +426,11 @@ impl Driver {
     }
 
     pub(super) fn set_state(&mut self, peer: PeerId, state: PathState) {
-        let mut states = self.states.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut states = self
+            .common
+            .states
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         match states.get(&peer) {
             Some(watch) if state == PathState::None && watch.receiver_count() == 0 => {
                 states.remove(&peer);
@@ -426,11 +446,15 @@ impl Driver {
     }
 
     pub(super) fn set_map(&mut self, map: DerpMap) {
-        self.relays.set_map(map);
+        let Some(relays) = self.relays.own() else {
+            return;
+        };
+        relays.set_map(map);
+        let servers = relays.stun_servers();
         self.update_relays();
         self.node_changed = true;
         if self.direct {
-            let (commands, servers) = (self.commands.clone(), self.relays.stun_servers());
+            let commands = self.commands.clone();
             tokio::spawn(async move {
                 let found = super::relays::look_up(servers).await;
                 if let Some(commands) = commands.upgrade() {
@@ -440,19 +464,19 @@ impl Driver {
         }
     }
 
-    /// Connects to the relays that are needed now, and leaves the others.
-    pub(super) fn update_relays(&mut self) {
-        self.relays.update(&self.peers.homes());
-    }
-
     pub(super) fn relay_changed(&mut self, region: u16, connected: bool, now: Instant) {
-        if self.relays.home() == Some(region) {
+        if self.relays.own().and_then(|relays| relays.home()) == Some(region) {
             self.node_changed = true;
             self.tell(Event::Relay { region, connected });
         }
-        if !connected {
-            return;
+        self.post_connected();
+        if connected {
+            self.relay_returned(region, now);
         }
+    }
+
+    /// What waited for a relay goes out now.
+    pub(super) fn relay_returned(&mut self, region: u16, now: Instant) {
         let peers: Vec<PeerId> = self
             .peers
             .iter_mut()
@@ -471,14 +495,20 @@ impl Driver {
         }
         match path::interfaces() {
             Ok(addresses) => {
-                let dual = self.udp.is_dual_stack();
-                let port = self.udp.port();
-                let usable = addresses.into_iter().filter(|ip| dual || ip.is_ipv4());
-                let endpoints: Vec<_> = usable.map(|ip| SocketAddr::new(ip, port)).collect();
-                self.paths.set_local_endpoints(&endpoints);
+                if let Some(seat) = self.seat.as_ref().filter(|seat| seat.is_first()) {
+                    seat.post_interfaces(&addresses);
+                }
+                self.set_interfaces(addresses);
             }
             Err(error) => tracing::debug!(%error, "reading the machine's addresses"),
         }
+    }
+
+    pub(super) fn set_interfaces(&mut self, addresses: Vec<IpAddr>) {
+        let (dual, port) = (self.udp.is_dual_stack(), self.udp.port());
+        let usable = addresses.into_iter().filter(|ip| dual || ip.is_ipv4());
+        let endpoints: Vec<_> = usable.map(|ip| SocketAddr::new(ip, port)).collect();
+        self.paths.set_local_endpoints(&endpoints);
     }
 
     /// Tells the rest about this node, when it has changed and a relay of its own hears for it.
@@ -486,13 +516,16 @@ impl Driver {
         if !std::mem::take(&mut self.node_changed) {
             return;
         }
-        let Some(home) = self.relays.connected_home() else {
+        let Some(relays) = self.relays.own() else {
+            return;
+        };
+        let Some(home) = relays.connected_home() else {
             return;
         };
         self.template.home = home;
-        self.template.latency = self.relays.latency();
+        self.template.latency = relays.latency();
         let node = &self.template;
-        self.node.send_if_modified(|current| {
+        self.common.node.send_if_modified(|current| {
             let changed = current.as_ref() != Some(node);
             if changed {
                 *current = Some(node.clone());
@@ -502,15 +535,26 @@ impl Driver {
     }
 
     pub(super) fn tell(&self, event: Event) {
-        let _ = self.events.try_send(event);
+        let _ = self.common.events.try_send(event);
     }
 
     /// Tells a warning unless it was told before.
     pub(super) fn warn(&mut self, text: String) {
-        if self.said.insert(text.clone()) {
+        let mut said = (self.common.said.lock()).unwrap_or_else(PoisonError::into_inner);
+        let new = said.insert(text.clone());
+        drop(said);
+        if new {
             tracing::debug!("{text}");
             self.tell(Event::Warning(text));
         }
+    }
+}
+
+/// Waits until another loop has something for this one.
+async fn rung(seat: &Option<Seat>) {
+    match seat {
+        Some(seat) => seat.rung().await,
+        None => std::future::pending().await,
     }
 }
 

@@ -146,7 +146,7 @@ impl Driver {
             Some(Tsmp::Pong { src, data, .. }) => {
                 if let Some((sent, pong)) = self.tsmp.remove(&data) {
                     let rtt = now.saturating_duration_since(sent);
-                    self.early.answered(src, rtt);
+                    self.common.early.answered(src, rtt);
                     let _ = pong.try_send(rtt);
                 }
             }
@@ -156,7 +156,7 @@ impl Driver {
 
     fn take_datagram(&mut self, packet: &[u8]) {
         if let Some((from, to, payload)) = datagram::parse(packet)
-            && !self.delivery.deliver(from, to, payload)
+            && !self.common.delivery.deliver(from, to, payload)
         {
             tracing::trace!("datagram that nobody takes dropped");
         }

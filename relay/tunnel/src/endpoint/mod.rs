@@ -1,13 +1,18 @@
-//! One end of the tunnel: a key, a stack, a UDP socket and many peers, moved by one task. Who the
-//! peers are is told from above; what the streams carry is none of its business.
+//! One end of the tunnel: a key, a stack, a UDP socket and many peers, moved by one loop, or by
+//! several with a device, a socket and peers each. Who the peers are is told from above; what the
+//! streams carry is none of its business.
 
 mod busy;
 mod commands;
+mod directory;
 mod driver;
 mod early;
+mod exchange;
 mod handle;
 mod inbound;
+mod loops;
 mod node;
+mod others;
 mod outbound;
 mod peers;
 mod relays;
@@ -22,13 +27,13 @@ use uuid::Uuid;
 
 pub use early::EarlyData;
 pub use handle::{Endpoint, PeerStats, Pong};
+pub use loops::{MAX_LOOPS, start, usual_loops};
 pub use node::{FEATURES, LocalNode, PeerNode};
 
+use crate::Error;
 use crate::dial::TlsOptions;
 use crate::path::{PathState, PeerId};
-use crate::stack::{NetHelper, Offloads};
-use crate::udp::{UdpOffloads, UdpSocket};
-use crate::{Error, datagram, stack};
+use crate::stack::Offloads;
 
 /// The largest inner MTU that is tried: four such packets fill one burst of UDP on loopback.
 pub const MAX_MTU: u16 = 16_344;
@@ -63,7 +68,7 @@ impl std::str::FromStr for StackChoice {
 }
 
 /// What an endpoint is made of.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct EndpointConfig {
     /// Its WireGuard key, which relays know it by.
     pub node: NodePrivate,
@@ -87,7 +92,10 @@ pub struct EndpointConfig {
     pub max_mtu: u16,
     /// Greet peers at once and keep the tunnel to them open: what clients do.
     pub keepalive: bool,
-    /// The UDP port, any if `None`.
+    /// Loops that share the peers, each with a thread of its own but the first; at most
+    /// [`MAX_LOOPS`]. More than one is of use where there are many peers and more than two cores.
+    pub loops: u8,
+    /// The UDP port of the first loop, any if `None`.
     pub udp_port: Option<u16>,
     /// How long to look for an answer to a small message before sleeping; zero is off. Of use where
     /// the runtime has one thread, which spares small messages a wake-up each.
@@ -109,6 +117,7 @@ impl EndpointConfig {
             tls: TlsOptions::default(),
             max_mtu: MAX_MTU,
             keepalive: false,
+            loops: 1,
             udp_port: None,
             busy_poll: Duration::ZERO,
         }
@@ -141,53 +150,6 @@ pub type EndpointEvents = mpsc::Receiver<Event>;
 
 /// Events kept for a reader that is slow.
 const EVENTS: usize = 256;
-
-/// Opens an endpoint and starts the task that moves its packets. Must be called inside a tokio
-/// runtime; the endpoint closes when the last handle is dropped.
-pub fn start(
-    config: EndpointConfig,
-    helper: NetHelper,
-) -> Result<(Endpoint, EndpointEvents), Error> {
-    if config.stack == StackChoice::User {
-        return Err(Error::UserStack);
-    }
-    let offloads = UdpOffloads {
-        segmentation: config.offloads.udp_send,
-        coalescing: config.offloads.udp_receive,
-    };
-    let udp = UdpSocket::bind(config.udp_port.unwrap_or(0), offloads)?;
-    let options = stack::StackOptions {
-        mtu: config.max_mtu,
-        offloads: config.offloads,
-        // Half, so that what several streams send at once still finds room.
-        udp_receive_buffer: udp.receive_buffer() / 2,
-    };
-    let (tun, stack) = stack::start(helper, &config.addresses, options)?;
-    let (events, receiver) = mpsc::channel(EVENTS);
-    let source = config
-        .addresses
-        .first()
-        .copied()
-        .unwrap_or(Ipv6Addr::UNSPECIFIED);
-    let (datagrams, outbox, delivery) = datagram::Datagrams::new(source);
-    let (commands, inbox) = mpsc::channel(handle::COMMANDS);
-    let (node, node_watch) = tokio::sync::watch::channel(None);
-    let channels = driver::Channels {
-        inbox,
-        commands: commands.downgrade(),
-        events,
-        outbox,
-        delivery,
-        node,
-    };
-    let driver = driver::Driver::new(config, udp, tun, stack.clone(), channels);
-    let (states, early) = (driver.states(), driver.early.clone());
-    let task = tokio::spawn(driver.run());
-    let endpoint = Endpoint::new(
-        commands, stack, datagrams, node_watch, source, states, early, task,
-    );
-    Ok((endpoint, receiver))
-}
 
 /// How long the loop waits for work before it gives its buffers back.
 const IDLE: Duration = Duration::from_secs(3);

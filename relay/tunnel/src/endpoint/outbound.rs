@@ -156,6 +156,7 @@ impl Driver {
                 }
             }
         }
+        self.relays.flush();
     }
 
     async fn flush_peer(&mut self, index: u32, now: Instant) {

@@ -7,6 +7,7 @@ use std::time::Instant;
 use crate::path::{BASE_MTU, PeerId};
 use crate::wireguard::{Burst, Identity, Peer, PeerOptions};
 
+use super::MAX_LOOPS;
 use super::node::PeerNode;
 
 /// Bytes of packets kept for a peer that has no path or no keys at the moment.
@@ -87,6 +88,15 @@ pub(super) struct Gone {
 }
 
 impl Peers {
+    /// The peers of one of an endpoint's loops. No two loops give the same index, so that a loop
+    /// takes no packet for one of its own that was meant for another.
+    pub(super) fn of_loop(number: usize) -> Peers {
+        Peers {
+            next_index: number as u32,
+            ..Peers::default()
+        }
+    }
+
     /// Installs or changes a peer. A node with another key takes the place of the one that has the
     /// same id or an address of it; what was there is returned.
     pub(super) fn upsert(
@@ -278,7 +288,7 @@ impl Peers {
 
     fn free_index(&mut self) -> u32 {
         loop {
-            self.next_index = (self.next_index + 1) & 0x00ff_ffff;
+            self.next_index = (self.next_index + u32::from(MAX_LOOPS)) & 0x00ff_ffff;
             if !self.slots.contains_key(&self.next_index) {
                 return self.next_index;
             }

@@ -10,6 +10,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::AbortHandle;
 
 use super::commands::Command;
+use super::exchange::Seat;
 pub(super) use crate::derp::Received;
 use crate::derp::{self, Client};
 use crate::dial::TlsOptions;
@@ -20,8 +21,78 @@ const MEASURE: Duration = Duration::from_millis(1500);
 /// How much later than the nearest a region may be and still be compared.
 const LATER: Duration = Duration::from_millis(100);
 
+/// The way to relays, as one loop has it.
+pub(super) enum Relays {
+    /// It holds the connections.
+    Own(Box<Connections>),
+    /// The first loop of the endpoint holds them.
+    Through(Detour),
+}
+
+impl Relays {
+    /// Sends a packet through a region, if this end is there.
+    pub(super) fn send(&mut self, region: u16, node: NodePublic, packet: &[u8]) {
+        match self {
+            Relays::Own(connections) => connections.send(region, node, packet),
+            Relays::Through(detour) => {
+                detour.seat.put_outward(region, node, packet);
+                detour.waits = true;
+            }
+        }
+    }
+
+    /// What was sent goes on its way.
+    pub(super) fn flush(&mut self) {
+        if let Relays::Through(detour) = self
+            && std::mem::take(&mut detour.waits)
+        {
+            detour.seat.ring_first();
+        }
+    }
+
+    pub(super) fn is_connected(&self, region: u16) -> bool {
+        match self {
+            Relays::Own(connections) => connections.is_connected(region),
+            Relays::Through(detour) => detour.connected.contains(&region),
+        }
+    }
+
+    /// The connections, in the loop that holds them.
+    pub(super) fn own(&mut self) -> Option<&mut Connections> {
+        match self {
+            Relays::Own(connections) => Some(connections),
+            Relays::Through(_) => None,
+        }
+    }
+}
+
+/// The way to relays through another loop.
+pub(super) struct Detour {
+    seat: Seat,
+    connected: HashSet<u16>,
+    /// Something was sent that the first loop was not told of.
+    waits: bool,
+}
+
+impl Detour {
+    pub(super) fn new(seat: Seat) -> Detour {
+        Detour {
+            seat,
+            connected: HashSet::new(),
+            waits: false,
+        }
+    }
+
+    /// Takes note of the regions that are connected, and gives those that were not.
+    pub(super) fn set_connected(&mut self, regions: HashSet<u16>) -> Vec<u16> {
+        let new = regions.difference(&self.connected).copied().collect();
+        self.connected = regions;
+        new
+    }
+}
+
 /// All relay connections of one endpoint.
-pub(super) struct Relays {
+pub(super) struct Connections {
     key: NodePrivate,
     options: derp::Options,
     received: mpsc::Sender<Received>,
@@ -45,20 +116,20 @@ impl Drop for Connection {
     }
 }
 
-impl Relays {
+impl Connections {
     pub(super) fn new(
         key: NodePrivate,
         tls: TlsOptions,
         force_websocket: bool,
         received: mpsc::Sender<Received>,
         commands: mpsc::WeakSender<Command>,
-    ) -> Relays {
+    ) -> Connections {
         let options = derp::Options {
             force_websocket,
             tls,
             ..derp::Options::default()
         };
-        Relays {
+        Connections {
             key,
             options,
             received,
@@ -193,14 +264,21 @@ impl Relays {
         }
     }
 
-    /// Sends a packet through a region, if this end is there.
-    pub(super) fn send(&self, region: u16, node: NodePublic, packet: &[u8]) {
+    fn send(&self, region: u16, node: NodePublic, packet: &[u8]) {
         if let Some(connection) = self.clients.get(&region) {
             connection.client.send(node, packet);
         }
     }
 
-    pub(super) fn is_connected(&self, region: u16) -> bool {
+    /// The regions that are connected.
+    pub(super) fn connected(&self) -> HashSet<u16> {
+        let regions = self.clients.keys().copied();
+        regions
+            .filter(|region| self.is_connected(*region))
+            .collect()
+    }
+
+    fn is_connected(&self, region: u16) -> bool {
         let connection = self.clients.get(&region);
         connection.is_some_and(|connection| *connection.connected.borrow())
     }

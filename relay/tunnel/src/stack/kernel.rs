@@ -2,13 +2,13 @@
 
 use std::io;
 use std::net::{Ipv6Addr, SocketAddr, SocketAddrV6};
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use nix::sys::socket::{setsockopt, sockopt};
 use socket2::{SockRef, Socket};
 use tokio::net::{TcpSocket, TcpStream};
+use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot};
 
 use super::accept::{Accepts, OnReset, OnSyn, PAIR_TIMEOUT, Ticket};
@@ -19,7 +19,7 @@ use super::listeners::Listeners;
 use super::packet::{ACK, FIN, Flow, ICMPV6, Parsed, RST, SYN, address, parse, reset_for};
 use super::rewrite::Rewriter;
 use super::ways::Ways;
-use super::{Injection, NetHelper, StackOptions, Tun, Verdict};
+use super::{Device, Injection, NetHelper, StackOptions, Tun, Verdict};
 use crate::Error;
 
 /// Wanted connections the application has not looked at yet.
@@ -31,7 +31,7 @@ const HEADERS: usize = 40 + 60;
 /// offers about half of it, 200 ms at 300 Mbit/s.
 const LONG_RECEIVE: u32 = 16 << 20;
 
-/// A handle to the kernel's TCP in the namespace.
+/// A handle to the kernel's TCP in the namespace, towards the peers of one device.
 #[derive(Debug, Clone)]
 pub struct KernelStack {
     shared: Arc<Shared>,
@@ -40,14 +40,17 @@ pub struct KernelStack {
 /// What the handles, the device and the listeners have in common.
 #[derive(Debug)]
 pub(super) struct Shared {
-    pub(super) helper: Helper,
+    pub(super) helper: Arc<Helper>,
+    /// Which of the namespace's devices it is.
+    number: u8,
+    /// There are others: the device is the way to the peers that are added here, and to no other.
+    pub(super) shared_namespace: bool,
+    /// Where listeners are served.
+    runtime: Handle,
     pub(super) addresses: Vec<Ipv6Addr>,
     pub(super) accepts: Mutex<Accepts<oneshot::Sender<TcpStream>>>,
     pub(super) ways: Ways,
-    /// What a stream may hold that was received and not read, in bytes, while all peers are near.
-    near_receive: u32,
-    /// It is [`LONG_RECEIVE`] now.
-    long_windows: AtomicBool,
+    windows: Arc<Windows>,
     /// The kernel sends and takes data in the first packet of a stream.
     early_data: bool,
     /// Present where the device is in the namespace that everything else is in.
@@ -55,6 +58,15 @@ pub(super) struct Shared {
     listeners: Listeners,
     incoming: Mutex<Option<mpsc::Sender<Incoming>>>,
     injections: Mutex<Injections>,
+}
+
+/// How much streams may hold that was received and not read: one setting for all of a namespace.
+#[derive(Debug)]
+pub(super) struct Windows {
+    /// While all peers are near, in bytes; [`LONG_RECEIVE`] otherwise.
+    near: u32,
+    /// A bit for each device with a peer that is not known to be near.
+    long: Mutex<u32>,
 }
 
 #[derive(Debug)]
@@ -77,36 +89,84 @@ pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-pub(super) fn start(
+pub(super) fn set_up(
     helper: NetHelper,
     addresses: &[Ipv6Addr],
     options: StackOptions,
-) -> Result<(Tun, KernelStack), Error> {
-    let (helper, ready) = Helper::set_up(helper, addresses, options)?;
-    let rewriter = (ready.place == Place::OwnNamespace).then(Mutex::default);
-    let shared = Arc::new(Shared {
-        helper,
-        addresses: addresses.to_vec(),
-        accepts: Mutex::default(),
-        ways: Ways::default(),
-        near_receive: options.udp_receive_buffer.try_into().unwrap_or(u32::MAX),
-        long_windows: AtomicBool::new(false),
-        early_data: ready.early_data,
-        rewriter,
-        listeners: Listeners::default(),
-        incoming: Mutex::default(),
-        injections: Mutex::new(Injections::new()),
+    count: u8,
+) -> Result<Vec<Device>, Error> {
+    let (helper, mut ready) = Helper::set_up(helper, addresses, options, count)?;
+    if ready.devices.len() > 1 && !binds_to_devices(&helper) {
+        tracing::debug!("one loop only: this kernel keeps sockets from being bound to a device");
+        ready.devices.truncate(1);
+    }
+    let helper = Arc::new(helper);
+    let shared_namespace = ready.devices.len() > 1;
+    let windows = Arc::new(Windows {
+        near: options.udp_receive_buffer.try_into().unwrap_or(u32::MAX),
+        long: Mutex::new(0),
     });
-    let merger = Merger {
-        tcp: ready.tcp_offload,
-        udp: ready.udp_offload,
+    let devices = ready.devices.into_iter().zip(0..);
+    let device = |(descriptor, number)| Device {
+        descriptor,
+        number,
+        shared_namespace,
+        helper: Arc::clone(&helper),
+        addresses: addresses.to_vec(),
+        own_namespace: ready.place == Place::PrivateNamespace,
+        windows: Arc::clone(&windows),
+        early_data: ready.early_data,
+        merger: Merger {
+            tcp: ready.tcp_offload,
+            udp: ready.udp_offload,
+        },
     };
-    let tun =
-        Tun::new(ready.device, Arc::clone(&shared), merger).map_err(|source| Error::System {
+    Ok(devices.map(device).collect())
+}
+
+/// Whether a listener may be one for the packets of one device (since Linux 5.7 without
+/// privileges).
+fn binds_to_devices(helper: &Helper) -> bool {
+    let Ok(socket) = helper.socket() else {
+        return false;
+    };
+    bind_to_device(&Socket::from(socket), 0).is_ok()
+}
+
+fn bind_to_device(socket: &Socket, number: u8) -> io::Result<()> {
+    socket.bind_device(Some(format!("relay{number}").as_bytes()))
+}
+
+impl Device {
+    /// Watches the device in the runtime that runs the caller, and which serves its listeners from
+    /// now on.
+    ///
+    /// # Errors
+    /// [`Error::System`] when the runtime cannot watch it.
+    pub fn open(self) -> Result<(Tun, KernelStack), Error> {
+        let rewriter = (!self.own_namespace).then(Mutex::default);
+        let shared = Arc::new(Shared {
+            helper: self.helper,
+            number: self.number,
+            shared_namespace: self.shared_namespace,
+            runtime: Handle::current(),
+            addresses: self.addresses,
+            accepts: Mutex::default(),
+            ways: Ways::default(),
+            windows: self.windows,
+            early_data: self.early_data,
+            rewriter,
+            listeners: Listeners::default(),
+            incoming: Mutex::default(),
+            injections: Mutex::new(Injections::new()),
+        });
+        let tun = Tun::new(self.descriptor, Arc::clone(&shared), self.merger);
+        let tun = tun.map_err(|source| Error::System {
             what: "watching the TUN device",
             source,
         })?;
-    Ok((tun, KernelStack { shared }))
+        Ok((tun, KernelStack { shared }))
+    }
 }
 
 impl KernelStack {
@@ -191,9 +251,34 @@ impl KernelStack {
     /// Turns accept on demand on and returns where wanted connections arrive. Until it is called,
     /// and once the receiver is gone, every connection is refused.
     pub fn incoming(&self) -> mpsc::Receiver<Incoming> {
+        Self::incoming_of(std::slice::from_ref(self))
+    }
+
+    /// The same of several stacks at once.
+    pub(crate) fn incoming_of(stacks: &[Self]) -> mpsc::Receiver<Incoming> {
         let (sender, receiver) = mpsc::channel(INCOMING_QUEUE);
-        *lock(&self.shared.incoming) = Some(sender);
+        for stack in stacks {
+            *lock(&stack.shared.incoming) = Some(sender.clone());
+        }
         receiver
+    }
+
+    /// The runtime that serves this stack's listeners.
+    pub(crate) fn runtime(&self) -> &Handle {
+        &self.shared.runtime
+    }
+
+    /// Makes this stack's device the way to a peer, before anything is sent there. Nothing to do
+    /// where there is one device.
+    pub(crate) fn add_peer(&self, peer: Ipv6Addr) {
+        if !self.shared.shared_namespace {
+            return;
+        }
+        let mtu = self.shared.ways.get(peer);
+        let Shared { helper, number, .. } = &*self.shared;
+        if let Err(error) = helper.set_route_now(*number, peer, mtu) {
+            tracing::warn!("a peer cannot be reached: {error}");
+        }
     }
 
     /// Where packets appear that the stack wants written later. The latest receiver gets them.
@@ -211,7 +296,8 @@ impl KernelStack {
     pub fn set_peer_mtu(&self, peer: Ipv6Addr, mtu: u16) {
         if self.shared.ways.set(peer, mtu) {
             let mtu = self.shared.ways.get(peer);
-            if let Err(error) = self.shared.helper.set_route(peer, mtu) {
+            let Shared { helper, number, .. } = &*self.shared;
+            if let Err(error) = helper.set_route(*number, peer, mtu) {
                 tracing::warn!("the packet size of a peer stays as it is: {error}");
             }
         }
@@ -229,8 +315,9 @@ impl KernelStack {
         if let Some(rewriter) = &self.shared.rewriter {
             lock(rewriter).remove_peer(peer);
         }
-        if self.shared.ways.remove(peer)
-            && let Err(error) = self.shared.helper.remove_route(peer)
+        let known = self.shared.ways.remove(peer);
+        if (known || self.shared.shared_namespace)
+            && let Err(error) = self.shared.helper.remove_route(self.shared.number, peer)
         {
             tracing::debug!("the route of a peer stays: {error}");
         }
@@ -239,6 +326,20 @@ impl KernelStack {
 }
 
 impl Shared {
+    /// A fresh socket to listen with: for packets of this device, where there are others.
+    pub(super) fn listening_socket(&self) -> io::Result<Socket> {
+        let socket = Socket::from(self.helper.socket()?);
+        if self.shared_namespace {
+            bind_to_device(&socket, self.number)?;
+        }
+        Ok(socket)
+    }
+
+    /// The runtime in which listeners are served.
+    pub(super) fn runtime(&self) -> &Handle {
+        &self.runtime
+    }
+
     pub(super) fn listeners(&self) -> &Listeners {
         &self.listeners
     }
@@ -257,15 +358,20 @@ impl Shared {
     /// one piece. Over a long path it needs room for what is under way and, after a loss, for what
     /// waits for the missing piece.
     fn suit_windows(&self) {
-        let long = self.ways.any_long();
-        if self.long_windows.swap(long, Ordering::Relaxed) == long {
-            return;
-        }
-        let most = if long {
-            LONG_RECEIVE
+        let own = 1 << self.number;
+        let mut devices = lock(&self.windows.long);
+        let before = *devices;
+        *devices = if self.ways.any_long() {
+            before | own
         } else {
-            self.near_receive
+            before & !own
         };
+        let most = match (before, *devices) {
+            (0, 1..) => LONG_RECEIVE,
+            (1.., 0) => self.windows.near,
+            _ => return,
+        };
+        // The lock is held until it is set, so that the last word is right.
         if let Err(error) = self.helper.set_receive(most) {
             tracing::debug!("receive windows stay as they are: {error}");
         }

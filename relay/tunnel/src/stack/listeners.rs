@@ -7,7 +7,6 @@ use std::net::{Ipv6Addr, SocketAddr};
 use std::sync::{Arc, Mutex, Weak};
 use std::time::{Duration, Instant};
 
-use socket2::Socket;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
 
@@ -35,7 +34,9 @@ struct Entry {
 impl Entry {
     fn serve(shared: &Arc<Shared>, listener: TcpListener, port: u16) -> Self {
         Self {
-            task: tokio::spawn(serve(listener, port, Arc::downgrade(shared))),
+            task: shared
+                .runtime()
+                .spawn(serve(listener, port, Arc::downgrade(shared))),
             used: Instant::now(),
         }
     }
@@ -119,10 +120,11 @@ impl Listeners {
 }
 
 fn listen(shared: &Shared, address: Ipv6Addr, port: u16) -> io::Result<(TcpListener, u16)> {
-    let socket = Socket::from(shared.helper.socket()?);
+    let socket = shared.listening_socket()?;
     socket.set_reuse_address(true)?;
     socket.bind(&SocketAddr::from((address, port)).into())?;
     socket.listen(BACKLOG)?;
+    let _watched_there = shared.runtime().enter();
     let listener = TcpListener::from_std(socket.into())?;
     let port = listener.local_addr()?.port();
     Ok((listener, port))

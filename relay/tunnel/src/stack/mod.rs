@@ -28,6 +28,8 @@ mod tun;
 mod ways;
 
 use std::net::Ipv6Addr;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
 
 pub use helper::NetHelper;
 #[doc(hidden)]
@@ -36,6 +38,8 @@ pub use kernel::{Incoming, KernelStack};
 pub use tun::Tun;
 
 use crate::Error;
+use coalesce::Merger;
+use helper::Helper;
 
 /// Which segmentation offloads may be used. All of them are probed, so switching one off is for
 /// machines on which the probe succeeds and the traffic does not.
@@ -137,6 +141,21 @@ pub enum Injection {
     ToPeer(Vec<u8>),
 }
 
+/// One of a namespace's TUN devices, to be opened by the loop that moves its packets.
+#[derive(Debug)]
+pub struct Device {
+    descriptor: OwnedFd,
+    number: u8,
+    shared_namespace: bool,
+    helper: Arc<Helper>,
+    addresses: Vec<Ipv6Addr>,
+    /// The namespace holds nothing else.
+    own_namespace: bool,
+    windows: Arc<kernel::Windows>,
+    early_data: bool,
+    merger: Merger,
+}
+
 /// Makes the TUN device and its namespace with the help of `helper`, and returns both ends: the
 /// packets and the streams. Must be called inside a tokio runtime with I/O enabled.
 pub fn start(
@@ -144,7 +163,19 @@ pub fn start(
     addresses: &[Ipv6Addr],
     options: StackOptions,
 ) -> Result<(Tun, KernelStack), Error> {
-    kernel::start(helper, addresses, options)
+    let mut devices = set_up(helper, addresses, options, 1)?;
+    devices.remove(0).open()
+}
+
+/// Makes a namespace with `count` TUN devices, or as many as the machine allows, one at least; one
+/// alone where relay has no namespace of its own.
+pub fn set_up(
+    helper: NetHelper,
+    addresses: &[Ipv6Addr],
+    options: StackOptions,
+    count: u8,
+) -> Result<Vec<Device>, Error> {
+    kernel::set_up(helper, addresses, options, count)
 }
 
 #[cfg(test)]

@@ -78,7 +78,7 @@ fn answer(
             // Entering a user namespace may have forgotten it.
             die_with(parent);
             match outcome {
-                Ok((device, made)) => {
+                Ok((devices, made)) => {
                     let reply = Reply::Ready {
                         place: made.place,
                         tcp_offload: made.tcp_offload,
@@ -87,7 +87,7 @@ fn answer(
                         notes: made.notes.join("\n"),
                     };
                     *interface = Some(made);
-                    (reply, vec![device])
+                    (reply, devices)
                 }
                 Err(failure) => {
                     let reply = Reply::Failed {
@@ -99,25 +99,26 @@ fn answer(
             }
         }
         Request::Sockets(count) => sockets(usize::from(count).min(MAX_DESCRIPTORS)),
-        Request::SetRoute(peer, mtu) => {
-            let outcome = with_route(interface, |interface| {
+        Request::SetRoute(device, peer, mtu) => {
+            let outcome = with_device(interface, device, |interface, index| {
                 let route = Route {
                     prefix: (peer, 128),
                     mtu,
                     largest: interface.largest,
                     replace: true,
+                    priority: 0,
                 };
-                interface.netlink.set_route(interface.index, route)
+                interface.netlink.set_route(index, route)
             });
             done(peer, outcome)
         }
-        Request::RemoveRoute(peer) => {
-            let outcome = with_route(interface, |interface| {
-                interface.netlink.remove_route(interface.index, (peer, 128))
+        Request::RemoveRoute(device, peer) => {
+            let outcome = with_device(interface, device, |interface, index| {
+                interface.netlink.remove_route(index, (peer, 128))
             });
             done(peer, outcome)
         }
-        Request::SetReceive(most) => match with_route(interface, |made| made.set_receive(most)) {
+        Request::SetReceive(most) => match set_receive(interface, most) {
             Ok(()) => (Reply::Done, Vec::new()),
             Err(errno) => {
                 let reply = Reply::Failed {
@@ -130,11 +131,19 @@ fn answer(
     }
 }
 
-fn with_route(
+fn with_device(
     interface: &mut Option<Interface>,
-    change: impl FnOnce(&mut Interface) -> Result<(), Errno>,
+    device: u8,
+    change: impl FnOnce(&mut Interface, u32) -> Result<(), Errno>,
 ) -> Result<(), Errno> {
-    interface.as_mut().map_or(Err(Errno::NODEV), change)
+    let interface = interface.as_mut().ok_or(Errno::NODEV)?;
+    let index = interface.indices.get(usize::from(device)).copied();
+    change(interface, index.ok_or(Errno::NODEV)?)
+}
+
+fn set_receive(interface: &mut Option<Interface>, most: u32) -> Result<(), Errno> {
+    let interface = interface.as_mut().ok_or(Errno::NODEV)?;
+    interface.set_receive(most)
 }
 
 fn done(peer: Ipv6Addr, outcome: Result<(), Errno>) -> (Reply, Vec<OwnedFd>) {

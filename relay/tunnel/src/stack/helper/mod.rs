@@ -107,7 +107,8 @@ fn failed(what: &'static str) -> impl Fn(rustix::io::Errno) -> Error {
 /// What the set-up gave.
 #[derive(Debug)]
 pub(super) struct Ready {
-    pub(super) device: OwnedFd,
+    /// One at least.
+    pub(super) devices: Vec<OwnedFd>,
     pub(super) place: Place,
     pub(super) tcp_offload: bool,
     pub(super) udp_offload: bool,
@@ -135,12 +136,14 @@ impl Helper {
         helper: NetHelper,
         addresses: &[Ipv6Addr],
         options: StackOptions,
+        devices: u8,
     ) -> Result<(Self, Ready), Error> {
         let system = |source| Error::System {
             what: "asking the net helper for a TUN device",
             source,
         };
         let setup = Setup {
+            devices,
             mtu: options.mtu,
             receive_window: options.udp_receive_buffer.try_into().unwrap_or(u32::MAX),
             tcp_offload: options.offloads.tun_tcp,
@@ -150,7 +153,7 @@ impl Helper {
         };
         let request = Request::Setup(setup).encode();
         protocol::send(helper.socket.as_fd(), &request, &[]).map_err(system)?;
-        let (message, mut descriptors) =
+        let (message, devices) =
             protocol::receive(helper.socket.as_fd(), RecvFlags::empty()).map_err(system)?;
         let (place, tcp_offload, udp_offload, early_data, notes) = match Reply::decode(&message) {
             Some(Reply::Ready {
@@ -163,7 +166,9 @@ impl Helper {
             Some(Reply::Failed { reason, .. }) => return Err(Error::KernelStack { reason }),
             _ => return Err(system(gone())),
         };
-        let device = descriptors.pop().ok_or_else(|| system(gone()))?;
+        if devices.is_empty() {
+            return Err(system(gone()));
+        }
         for note in notes.lines() {
             tracing::debug!("kernel stack: {note}");
         }
@@ -173,7 +178,7 @@ impl Helper {
             pending: VecDeque::new(),
         };
         let ready = Ready {
-            device,
+            devices,
             place,
             tcp_offload,
             udp_offload,
@@ -197,14 +202,31 @@ impl Helper {
         state.pool.pop().ok_or_else(gone)
     }
 
-    /// Sets the route of one peer without waiting for it.
-    pub(super) fn set_route(&self, peer: Ipv6Addr, mtu: u16) -> io::Result<()> {
-        self.lock().post(&Request::SetRoute(peer, mtu), ROUTES)
+    /// Sets the route of one peer to a device without waiting for it.
+    pub(super) fn set_route(&self, device: u8, peer: Ipv6Addr, mtu: u16) -> io::Result<()> {
+        let request = Request::SetRoute(device, peer, mtu);
+        self.lock().post(&request, ROUTES)
     }
 
-    /// Removes the route of one peer without waiting for it.
-    pub(super) fn remove_route(&self, peer: Ipv6Addr) -> io::Result<()> {
-        self.lock().post(&Request::RemoveRoute(peer), ROUTES)
+    /// The same, and the route is there when it returns.
+    pub(super) fn set_route_now(&self, device: u8, peer: Ipv6Addr, mtu: u16) -> io::Result<()> {
+        let mut state = self.lock();
+        state.post(&Request::SetRoute(device, peer, mtu), ROUTES)?;
+        while !state.pending.is_empty() {
+            let before = state.pending.len();
+            match state.collect(RecvFlags::empty()) {
+                // Sockets that could not be made are missed by whoever wants them.
+                Err(_) if state.pending.len() < before => {}
+                outcome => outcome?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes the route of one peer to a device without waiting for it.
+    pub(super) fn remove_route(&self, device: u8, peer: Ipv6Addr) -> io::Result<()> {
+        self.lock()
+            .post(&Request::RemoveRoute(device, peer), ROUTES)
     }
 
     /// Sets what a stream may hold at most that was received and not read, in bytes, without waiting

@@ -30,6 +30,7 @@ const ADDRESS: u16 = 1;
 const LOCAL_ADDRESS: u16 = 2;
 const ROUTE_DESTINATION: u16 = 1;
 const ROUTE_DEVICE: u16 = 4;
+const ROUTE_PRIORITY: u16 = 6;
 const ROUTE_METRICS: u16 = 8;
 const METRIC_MTU: u16 = 2;
 const METRIC_ADVERTISED_MSS: u16 = 8;
@@ -55,6 +56,8 @@ pub(super) struct Route {
     pub(super) largest: u16,
     /// Whether a route that is there already gives way, or fails this one.
     pub(super) replace: bool,
+    /// Of several routes of a prefix the lowest counts; the kernel's usual one if 0.
+    pub(super) priority: u32,
 }
 
 /// A conversation with the kernel about the namespace it was opened in.
@@ -116,9 +119,11 @@ impl Netlink {
             mtu,
             largest,
             replace,
+            priority,
         } = new;
         let mut body = route(prefix);
         push(&mut body, ROUTE_DEVICE, &index.to_ne_bytes());
+        push(&mut body, ROUTE_PRIORITY, &priority.to_ne_bytes());
         let mut metrics = Vec::new();
         push(&mut metrics, METRIC_MTU, &u32::from(mtu).to_ne_bytes());
         let segment = u32::from(largest.saturating_sub(TCP_OVERHEAD));

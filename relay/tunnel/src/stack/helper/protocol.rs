@@ -63,6 +63,8 @@ impl Faults {
 /// What the stack needs to know to be set up.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Setup {
+    /// Devices that are wanted; where there is no private namespace, one is made.
+    pub(super) devices: u8,
     pub(super) mtu: u16,
     pub(super) receive_window: u32,
     pub(super) tcp_offload: bool,
@@ -75,8 +77,10 @@ pub(super) struct Setup {
 pub(super) enum Request {
     Setup(Setup),
     Sockets(u8),
-    SetRoute(Ipv6Addr, u16),
-    RemoveRoute(Ipv6Addr),
+    /// The device, the peer behind it, and the largest packet to that peer.
+    SetRoute(u8, Ipv6Addr, u16),
+    /// The device and the peer that is behind it no longer.
+    RemoveRoute(u8, Ipv6Addr),
     /// What a stream may hold at most that was received and not read, in bytes.
     SetReceive(u32),
 }
@@ -92,7 +96,7 @@ pub(crate) enum Place {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Reply {
-    /// The device is beside it.
+    /// The devices are beside it, one at least.
     Ready {
         place: Place,
         tcp_offload: bool,
@@ -116,7 +120,7 @@ impl Request {
         let mut bytes = Vec::with_capacity(64);
         match self {
             Self::Setup(setup) => {
-                bytes.push(1);
+                bytes.extend_from_slice(&[1, setup.devices]);
                 bytes.extend_from_slice(&setup.mtu.to_be_bytes());
                 bytes.extend_from_slice(&setup.receive_window.to_be_bytes());
                 bytes.push(u8::from(setup.tcp_offload) | u8::from(setup.udp_offload) << 1);
@@ -129,13 +133,13 @@ impl Request {
                 }
             }
             Self::Sockets(count) => bytes.extend_from_slice(&[2, *count]),
-            Self::SetRoute(address, mtu) => {
-                bytes.push(3);
+            Self::SetRoute(device, address, mtu) => {
+                bytes.extend_from_slice(&[3, *device]);
                 bytes.extend_from_slice(&mtu.to_be_bytes());
                 bytes.extend_from_slice(&address.octets());
             }
-            Self::RemoveRoute(address) => {
-                bytes.push(4);
+            Self::RemoveRoute(device, address) => {
+                bytes.extend_from_slice(&[4, *device]);
                 bytes.extend_from_slice(&address.octets());
             }
             Self::SetReceive(most) => {
@@ -150,6 +154,7 @@ impl Request {
         let (kind, mut rest) = bytes.split_first()?;
         let request = match kind {
             1 => {
+                let [devices] = take(&mut rest)?;
                 let mtu = u16::from_be_bytes(take(&mut rest)?);
                 let receive_window = u32::from_be_bytes(take(&mut rest)?);
                 let [flags, faults] = take(&mut rest)?;
@@ -166,6 +171,7 @@ impl Request {
                     .collect::<Option<_>>()?;
                 rest = &[];
                 Self::Setup(Setup {
+                    devices,
                     mtu,
                     receive_window,
                     tcp_offload: flags & 1 != 0,
@@ -176,10 +182,14 @@ impl Request {
             }
             2 => Self::Sockets(u8::from_be_bytes(take(&mut rest)?)),
             3 => {
+                let [device] = take(&mut rest)?;
                 let mtu = u16::from_be_bytes(take(&mut rest)?);
-                Self::SetRoute(take::<16>(&mut rest)?.into(), mtu)
+                Self::SetRoute(device, take::<16>(&mut rest)?.into(), mtu)
             }
-            4 => Self::RemoveRoute(take::<16>(&mut rest)?.into()),
+            4 => {
+                let [device] = take(&mut rest)?;
+                Self::RemoveRoute(device, take::<16>(&mut rest)?.into())
+            }
             5 => Self::SetReceive(u32::from_be_bytes(take(&mut rest)?)),
             _ => return None,
         };
@@ -304,6 +314,7 @@ mod tests {
         let address: Ipv6Addr = "fd7a:115c:a1e0::7".parse().unwrap();
         for request in [
             Request::Setup(Setup {
+                devices: 3,
                 mtu: 8920,
                 receive_window: 4 << 20,
                 tcp_offload: true,
@@ -312,8 +323,8 @@ mod tests {
                 addresses: vec![address, Ipv6Addr::LOCALHOST],
             }),
             Request::Sockets(32),
-            Request::SetRoute(address, 1420),
-            Request::RemoveRoute(address),
+            Request::SetRoute(2, address, 1420),
+            Request::RemoveRoute(1, address),
             Request::SetReceive(16 << 20),
         ] {
             assert_eq!(Request::decode(&request.encode()), Some(request));
@@ -339,7 +350,7 @@ mod tests {
 
     #[test]
     fn cut_off_messages_are_refused() {
-        let whole = Request::SetRoute(Ipv6Addr::LOCALHOST, 1280).encode();
+        let whole = Request::SetRoute(0, Ipv6Addr::LOCALHOST, 1280).encode();
         for end in 0..whole.len() {
             assert_eq!(Request::decode(&whole[..end]), None);
         }

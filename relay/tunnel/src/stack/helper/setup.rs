@@ -28,11 +28,15 @@ const QUEUE: u32 = 4096;
 const MIN_RECEIVE_WINDOW: u32 = 1 << 20;
 const LOOPBACK_INDEX: u32 = 1;
 
-/// The outcome: the device, and what is needed to change its routes later.
+/// The kernel's priority of a route that names none.
+const USUAL_PRIORITY: u32 = 1024;
+
+/// The outcome: the devices, and what is needed to change their routes later.
 pub(super) struct Interface {
     pub(super) place: Place,
     pub(super) netlink: Netlink,
-    pub(super) index: u32,
+    /// The kernel's number of each device.
+    pub(super) indices: Vec<u32>,
     pub(super) largest: u16,
     pub(super) tcp_offload: bool,
     pub(super) udp_offload: bool,
@@ -58,7 +62,7 @@ pub(super) struct Failure {
     pub(super) reason: String,
 }
 
-pub(super) fn run(setup: &Setup) -> Result<(OwnedFd, Interface), Failure> {
+pub(super) fn run(setup: &Setup) -> Result<(Vec<OwnedFd>, Interface), Failure> {
     let hints = Hints::read();
     let fail = |step| {
         move |errno| Failure {
@@ -98,18 +102,67 @@ pub(super) fn run(setup: &Setup) -> Result<(OwnedFd, Interface), Failure> {
         .faults
         .check(Step::Configure)
         .and_then(|()| configure(&name, place, setup, &mut notes));
-    let (netlink, index) = configured.map_err(fail(Step::Configure))?;
+    let (mut netlink, index) = configured.map_err(fail(Step::Configure))?;
+    let (mut devices, mut indices) = (vec![device], vec![index]);
+    let offload = (tcp_offload, udp_offload);
+    for number in 1..setup.devices {
+        if place == Place::OwnNamespace {
+            notes.push("one loop only: more need a namespace of their own".to_owned());
+            break;
+        }
+        match add_device(number, &mut netlink, setup, offload, &mut notes) {
+            Ok((device, index)) => {
+                devices.push(device);
+                indices.push(index);
+            }
+            Err(errno) => {
+                notes.push(format!(
+                    "{number} loops only: no further TUN device: {errno}"
+                ));
+                break;
+            }
+        }
+    }
     let interface = Interface {
         place,
         netlink,
-        index,
+        indices,
         largest: setup.mtu,
         tcp_offload,
         udp_offload,
         early_data,
         notes,
     };
-    Ok((device, interface))
+    Ok((devices, interface))
+}
+
+/// Makes a further device of the private namespace. It has no address of its own: the kernel takes
+/// packets to those of the first device on any.
+fn add_device(
+    number: u8,
+    netlink: &mut Netlink,
+    setup: &Setup,
+    offload: (bool, bool),
+    notes: &mut Vec<String>,
+) -> Result<(OwnedFd, u32), Errno> {
+    let device = device::open()?;
+    let name = device::make_interface(&device, &format!("relay{number}"))?;
+    interface_settings(&name, notes);
+    device::set_persistent(&device)?;
+    let flags = match offload {
+        (true, true) => device::OFFLOAD_TCP | device::OFFLOAD_UDP,
+        (true, false) => device::OFFLOAD_TCP,
+        (false, _) => 0,
+    };
+    device::set_offload(&device, flags)?;
+    let index = interface_index(&name)?;
+    shape(netlink, index, setup, notes)?;
+    netlink.up(index)?;
+    // For sockets of this device whose peer has no route any more: the first device has the routes
+    // of all others.
+    let priority = USUAL_PRIORITY + u32::from(number);
+    set_prefixes(netlink, index, Place::PrivateNamespace, setup, priority)?;
+    Ok((device, index))
 }
 
 fn open_device(setup: &Setup) -> Result<OwnedFd, Errno> {
@@ -171,8 +224,31 @@ fn configure(
     notes: &mut Vec<String>,
 ) -> Result<(Netlink, u32), Errno> {
     let mut netlink = Netlink::open()?;
-    let index = nix::net::if_::if_nametoindex(name)
-        .map_err(|errno| Errno::from_raw_os_error(errno as i32))?;
+    let index = interface_index(name)?;
+    shape(&mut netlink, index, setup, notes)?;
+    if place == Place::PrivateNamespace {
+        netlink.up(LOOPBACK_INDEX)?;
+    }
+    for address in &setup.addresses {
+        netlink.add_address(index, *address)?;
+    }
+    netlink.up(index)?;
+    set_prefixes(&mut netlink, index, place, setup, USUAL_PRIORITY)?;
+    wait_for_addresses(&mut netlink, &setup.addresses)?;
+    Ok((netlink, index))
+}
+
+fn interface_index(name: &str) -> Result<u32, Errno> {
+    nix::net::if_::if_nametoindex(name).map_err(|errno| Errno::from_raw_os_error(errno as i32))
+}
+
+/// The sizes of a device's packets and of its queue.
+fn shape(
+    netlink: &mut Netlink,
+    index: u32,
+    setup: &Setup,
+    notes: &mut Vec<String>,
+) -> Result<(), Errno> {
     netlink.set_mtu(index, setup.mtu)?;
     for (what, outcome) in [
         ("the size", netlink.set_gso_max_size(index, GSO_MAX_SIZE)),
@@ -182,24 +258,27 @@ fn configure(
             notes.push(format!("{what} of the TUN device stays as it is: {errno}"));
         }
     }
-    if place == Place::PrivateNamespace {
-        netlink.up(LOOPBACK_INDEX)?;
-    }
-    for address in &setup.addresses {
-        netlink.add_address(index, *address)?;
-    }
-    netlink.up(index)?;
+    Ok(())
+}
+
+fn set_prefixes(
+    netlink: &mut Netlink,
+    index: u32,
+    place: Place,
+    setup: &Setup,
+    priority: u32,
+) -> Result<(), Errno> {
     for prefix in PREFIXES {
         let route = Route {
             prefix,
             mtu: PROVEN_MTU,
             largest: setup.mtu,
             replace: place == Place::PrivateNamespace,
+            priority,
         };
         netlink.set_route(index, route)?;
     }
-    wait_for_addresses(&mut netlink, &setup.addresses)?;
-    Ok((netlink, index))
+    Ok(())
 }
 
 /// The kernel takes packets to a new address a moment after it has acknowledged the address; the
