@@ -156,11 +156,6 @@ fn bad_values_exit_with_1_and_are_named() {
         1,
         &["sockmap", "not built yet"],
     );
-    explained(
-        &with("--engine", "io-uring"),
-        1,
-        &["io-uring", "not built yet"],
-    );
     explained(&with("--engine", "warp"), 1, &["warp", "splice"]);
     explained(&with("--stack", "user"), 1, &["user", "not built yet"]);
     explained(&with("--stack", "tower"), 1, &["tower", "kernel"]);

@@ -40,6 +40,33 @@ fn nine_thousand_connections_are_open_at_once() {
 }
 
 #[test]
+fn a_ring_carries_many_connections_and_bulk_both_ways() {
+    const COUNT: usize = 300;
+    const BULK: u64 = 128 << 20;
+    needs!(Need::Namespaces);
+    let cluster = Cluster::start(Options::default());
+    let _app = App::start(&cluster.workspace, (Ipv4Addr::LOCALHOST, 8000));
+    let forward = cluster.forward(&["--tcp", "8080:8000", "--engine", "io-uring"]);
+    if forward.count_lines("\"io-uring\" does not work here") > 0 {
+        relay_lab::skip!("io_uring does not work here\n{}", forward.output());
+    }
+    let connect = || cluster.client.local(8080).expect("connect");
+    let streams: Vec<_> = (0..COUNT).map(|_| connect()).collect();
+    for (number, stream) in streams.iter().enumerate() {
+        let echoed = apps::echo(stream, &number.to_le_bytes());
+        echoed.unwrap_or_else(|error| panic!("echo {number}: {error}"));
+    }
+    let up = apps::upload(connect(), BULK).expect("upload");
+    let down = apps::download(connect(), BULK).expect("download");
+    say(format_args!(
+        "{BULK} bytes up in {up:.1?}, down in {down:.1?}"
+    ));
+    for stream in &streams {
+        apps::echo_more(stream, b"still there").expect("second echo");
+    }
+}
+
+#[test]
 fn a_range_of_two_hundred_ports_is_forwarded_pair_by_pair() {
     needs!(Need::Namespaces);
     let cluster = Cluster::start(Options::default());

@@ -9,6 +9,7 @@ mod epoll;
 pub mod limits;
 mod listen;
 mod pump;
+mod ring;
 pub mod sessions;
 pub mod steer;
 
@@ -29,17 +30,22 @@ pub enum Engine {
     Copy,
     /// `splice` through a pipe: the bytes never enter this process.
     Splice,
+    /// io_uring: the kernel is told in one system call what to do for many sockets.
+    IoUring,
 }
 
 /// What can be wrong with the choice of an engine, or what this machine does not offer.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
     /// A name that is reserved.
-    #[error("engine \"{0}\" is not built yet; use auto, copy or splice")]
+    #[error("engine \"{0}\" is not built yet; use auto, copy, splice or io-uring")]
     NotBuilt(String),
     /// A name that means nothing.
     #[error("no engine is called \"{0}\"; use auto, copy, splice, io-uring or sockmap")]
     Unknown(String),
+    /// An engine that this machine does not allow.
+    #[error("engine \"{0}\" does not work here: {1}")]
+    Unavailable(Engine, String),
     /// One socket cannot have many ports.
     #[error("one socket cannot have a range of ports here: {0}")]
     Steering(String),
@@ -61,7 +67,19 @@ impl Error {
 
 impl Engine {
     /// All of them.
-    pub const ALL: [Self; 3] = [Self::Auto, Self::Copy, Self::Splice];
+    pub const ALL: [Self; 4] = [Self::Auto, Self::Copy, Self::Splice, Self::IoUring];
+
+    /// Finds out by a trial whether this engine works on this machine. What does not is taken over
+    /// by [`Engine::Auto`]; ask before connections come, to be able to say so.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`] with the reason.
+    pub fn check(self) -> Result<(), Error> {
+        match self {
+            Self::Auto | Self::Copy | Self::Splice => Ok(()),
+            Self::IoUring => ring::probe().map_err(|why| Error::Unavailable(self, why)),
+        }
+    }
 }
 
 impl FromStr for Engine {
@@ -72,7 +90,8 @@ impl FromStr for Engine {
             "auto" => Ok(Self::Auto),
             "copy" => Ok(Self::Copy),
             "splice" => Ok(Self::Splice),
-            "io-uring" | "sockmap" => Err(Error::NotBuilt(name.to_owned())),
+            "io-uring" => Ok(Self::IoUring),
+            "sockmap" => Err(Error::NotBuilt(name.to_owned())),
             _ => Err(Error::Unknown(name.to_owned())),
         }
     }
@@ -84,6 +103,7 @@ impl fmt::Display for Engine {
             Self::Auto => "auto",
             Self::Copy => "copy",
             Self::Splice => "splice",
+            Self::IoUring => "io-uring",
         })
     }
 }
@@ -97,7 +117,7 @@ mod tests {
         for engine in Engine::ALL {
             assert_eq!(engine.to_string().parse(), Ok(engine));
         }
-        let error = "io-uring".parse::<Engine>().unwrap_err();
+        let error = "sockmap".parse::<Engine>().unwrap_err();
         assert!(error.to_string().contains("not built yet"));
         assert!(matches!("fast".parse::<Engine>(), Err(Error::Unknown(_))));
     }

@@ -2,12 +2,14 @@
 //! engine is.
 
 use std::future::Future;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use crate::Engine;
 use crate::end::End;
 use crate::epoll::Epoll;
+use crate::ring::Uring;
 
 /// How long the bytes that arrived before a break may take to get out.
 pub(crate) const GRACE: Duration = Duration::from_secs(1);
@@ -59,6 +61,7 @@ pub async fn pump_counted(
     let end = match engine {
         Engine::Auto | Engine::Splice => Epoll { splice: true }.carry(a, b, moved).await,
         Engine::Copy => Epoll { splice: false }.carry(a, b, moved).await,
+        Engine::IoUring => Uring.carry(a, b, moved).await,
     };
     Summary {
         a_to_b: moved.a_to_b(),
@@ -86,23 +89,26 @@ pub(crate) trait Carrier {
 }
 
 /// What a pump moved so far.
-#[derive(Debug, Default)]
-pub struct Moved {
-    /// Bytes taken by B.
-    pub(crate) a_to_b: AtomicU64,
-    /// Bytes taken by A.
-    pub(crate) b_to_a: AtomicU64,
-}
+#[derive(Clone, Debug, Default)]
+pub struct Moved(Arc<[AtomicU64; 2]>);
 
 impl Moved {
     /// Bytes taken by B.
     pub fn a_to_b(&self) -> u64 {
-        self.a_to_b.load(Ordering::Relaxed)
+        self.of(Side::A).load(Ordering::Relaxed)
     }
 
     /// Bytes taken by A.
     pub fn b_to_a(&self) -> u64 {
-        self.b_to_a.load(Ordering::Relaxed)
+        self.of(Side::B).load(Ordering::Relaxed)
+    }
+
+    /// The bytes from one side.
+    pub(crate) fn of(&self, side: Side) -> &AtomicU64 {
+        match side {
+            Side::A => &self.0[0],
+            Side::B => &self.0[1],
+        }
     }
 }
 

@@ -71,7 +71,7 @@ pub(crate) fn run(args: Args, global: &Global) -> anyhow::Result<()> {
         max_mtu: args.tunnel.max_mtu,
         offloads: args.tunnel.disable_offloads,
         busy_poll: args.tunnel.busy_poll(),
-        engine: args.engine.engine,
+        engine: args.engine.choose(),
         ssh: ssh::Options {
             block_local_forwarding: args.block_local_port_forwarding,
             block_reverse_forwarding: args.block_reverse_port_forwarding,

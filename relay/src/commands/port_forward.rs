@@ -113,6 +113,7 @@ pub(crate) fn run(args: Args, global: &Global) -> Result<()> {
         offloads: args.tunnel.disable_offloads,
         busy_poll: args.tunnel.busy_poll(),
     };
+    let engine = args.engine.choose();
     block_on(async {
         let signal = interrupted()?;
         let shutdown = async {
@@ -120,15 +121,9 @@ pub(crate) fn run(args: Args, global: &Global) -> Result<()> {
             output::notice("\nReceived signal, closing all listeners and active connections");
         };
         let report = Reporter::new(|event| output::notice(event));
-        Ok(relay_forward::forward(
-            options,
-            &forwards,
-            args.engine.engine,
-            helper,
-            report,
-            shutdown,
-        )
-        .await?)
+        let forwarded =
+            relay_forward::forward(options, &forwards, engine, helper, report, shutdown);
+        Ok(forwarded.await?)
     })
 }
 

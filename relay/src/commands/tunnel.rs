@@ -6,6 +6,8 @@ use relay_engine::Engine;
 use relay_tunnel::endpoint::{BUSY_POLL, MAX_LOOPS, MAX_MTU, StackChoice, usual_loops};
 use relay_tunnel::stack::Offloads;
 
+use crate::output;
+
 /// How packets are moved.
 #[derive(clap::Args)]
 pub(super) struct TunnelArgs {
@@ -36,7 +38,22 @@ pub(super) struct TunnelArgs {
 pub(super) struct EngineArgs {
     /// How bytes are moved: auto, copy, splice, io-uring or sockmap
     #[arg(long, default_value = "auto", value_name = "ENGINE")]
-    pub(super) engine: Engine,
+    engine: Engine,
+}
+
+impl EngineArgs {
+    /// The engine to use: the one asked for, or what takes its place on this machine, which is
+    /// said. Not before the helper that has to be alone when it is forked.
+    pub(super) fn choose(&self) -> Engine {
+        match self.engine.check() {
+            Ok(()) => self.engine,
+            Err(error) => {
+                let instead = Engine::default();
+                output::notice(format_args!("{error}; using {instead}"));
+                instead
+            }
+        }
+    }
 }
 
 /// How many loops an end of many tunnels has.

@@ -56,8 +56,8 @@ impl Carrier for Epoll {
 }
 
 async fn run(a: &Socket, b: &Socket, may_splice: bool, moved: &Moved) -> Ending {
-    let mut up = pin!(transfer(a, b, may_splice, &moved.a_to_b));
-    let mut down = pin!(transfer(b, a, may_splice, &moved.b_to_a));
+    let mut up = pin!(transfer(a, b, may_splice, moved.of(Side::A)));
+    let mut down = pin!(transfer(b, a, may_splice, moved.of(Side::B)));
     let (mut up_done, mut down_done) = (false, false);
     let broken = loop {
         tokio::select! {

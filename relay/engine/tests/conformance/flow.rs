@@ -4,12 +4,13 @@ use std::time::{Duration, Instant};
 
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
-use relay_engine::{Ending, Engine, pump};
+use relay_engine::{Ending, Engine, Moved, pump, pump_counted};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
+use tokio::time::timeout;
 
 use crate::support::{
-    Pieces, ended, exchange, pumped, receive, resident, send, tcp_pair, write_until_stuck,
+    PATIENCE, Pieces, ended, exchange, pumped, receive, resident, send, tcp_pair, write_until_stuck,
 };
 
 /// Megabytes in all, unless `RELAY_CONFORMANCE_MIB` says otherwise.
@@ -133,6 +134,26 @@ async fn exchange_small(
     ),
 ) {
     exchange(&mut left, &mut right, (100_000, 100), 3, Pieces::Large).await;
+    ended(pump).await;
+}
+
+pub(crate) async fn what_was_moved_is_told_meanwhile(engine: Engine) {
+    let (mut left, a) = tcp_pair().await;
+    let (b, mut right) = tcp_pair().await;
+    let moved = Moved::default();
+    let counted = moved.clone();
+    let pump = tokio::spawn(async move { pump_counted(a, b, engine, &counted).await });
+    left.write_all(&[1; 70_000]).await.unwrap();
+    right.read_exact(&mut [0; 70_000]).await.unwrap();
+    right.write_all(&[1; 100]).await.unwrap();
+    left.read_exact(&mut [0; 100]).await.unwrap();
+    let told = async {
+        while (moved.a_to_b(), moved.b_to_a()) != (70_000, 100) {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    timeout(PATIENCE, told).await.expect("the counts come");
+    drop((left, right));
     ended(pump).await;
 }
 

@@ -1,16 +1,17 @@
-//! The pumps' process is killed: the applications must be told by the kernel, with every engine.
+//! What becomes of pumps in a process that is killed, and in one that may not have a ring.
 
 use std::env;
 use std::net::SocketAddr;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use relay_engine::{Engine, pump};
+use relay_engine::{Ending, Engine, pump};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 
-use crate::support::{end_of, write_until_stuck};
+use crate::support::{Pieces, end_of, ended, exchange, pumped, write_until_stuck};
+use crate::{Runtime, run};
 
 /// Set in the process that has the pumps: `ENGINE NEAR FAR`.
 const ORDERS: &str = "RELAY_CONFORMANCE_PUMPS";
@@ -67,4 +68,50 @@ fn pumps_of_another_process() {
         }
         std::future::pending::<()>().await;
     });
+}
+
+#[test]
+fn where_rings_are_forbidden_it_is_said_and_connections_are_carried_all_the_same() {
+    run(Engine::Auto, Runtime::OneThread, |_| async {
+        forbid_rings();
+        let why = Engine::IoUring.check().unwrap_err().to_string();
+        assert!(why.contains("io-uring") && why.contains("seccomp"), "{why}");
+        // Some of them at the same moment.
+        let mut pumps = Vec::new();
+        for _ in 0..8 {
+            pumps.push(pumped(Engine::IoUring).await);
+        }
+        for (mut left, mut right, pump) in pumps {
+            exchange(&mut left, &mut right, (1 << 20, 100), 1, Pieces::Random).await;
+            assert_eq!(ended(pump).await.end, Ending::Finished);
+        }
+    });
+}
+
+/// As containers do, but for this thread alone.
+fn forbid_rings() {
+    let load = |offset| statement(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, 0, offset);
+    let answer = |action| statement(libc::BPF_RET | libc::BPF_K, 0, 0, action);
+    let number = libc::SYS_io_uring_setup.try_into().unwrap();
+    let mut filter = [
+        load(0),
+        statement(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, 0, 1, number),
+        answer(libc::SECCOMP_RET_ERRNO | libc::EPERM.cast_unsigned()),
+        answer(libc::SECCOMP_RET_ALLOW),
+    ];
+    let program = libc::sock_fprog {
+        len: filter.len().try_into().unwrap(),
+        filter: filter.as_mut_ptr(),
+    };
+    // SAFETY: the filter is as long as said, and is copied by the call.
+    unsafe {
+        assert_eq!(libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), 0);
+        let mode = libc::SECCOMP_MODE_FILTER;
+        assert_eq!(libc::prctl(libc::PR_SET_SECCOMP, mode, &program), 0);
+    }
+}
+
+fn statement(code: u32, jt: u8, jf: u8, k: u32) -> libc::sock_filter {
+    let code = code.try_into().unwrap();
+    libc::sock_filter { code, jt, jf, k }
 }
