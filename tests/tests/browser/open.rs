@@ -224,6 +224,13 @@ fn a_page_is_live_again_after_its_stream_was_lost() {
         let alice = browsers.signed_in(&site, "alice").await;
         alice.goto(&site.dashboard("/@alice/dev")).await;
         alice.until_text("#agent-main", "Connected").await;
+        const OPEN: &str = "return !!document.querySelector('#live')._htmx?.sse?.reader";
+        alice
+            .until("the page is live", async || {
+                let open = alice.client.execute(OPEN, vec![]).await.expect("script");
+                open == json!(true)
+            })
+            .await;
         // The stream is closed for good, as when its first request failed.
         const END: &str = "document.addEventListener('htmx:sse:before:connection', \
              (event) => event.preventDefault(), { once: true }); \

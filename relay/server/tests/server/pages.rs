@@ -257,6 +257,18 @@ async fn assets_are_kept_for_good_under_their_hash() {
     }
 }
 
+#[tokio::test]
+async fn scripts_begin_with_the_document_when_all_of_them_are_there() {
+    let plane = Plane::start().await;
+    let (cookie, _) = session(&plane).await;
+    let page = get(&plane, "/workspaces", &cookie).await;
+    // A script that begins when it has come could begin before its extension has.
+    let begins = between(&page, "/htmx.min.js\"", "</script>");
+    assert_eq!(begins, ">", "{page}");
+    assert_eq!(between(&page, "/hx-sse.min.js\"", "</script>"), " defer>");
+    assert!(!page.contains("async"), "{page}");
+}
+
 /// The events of a live page.
 struct Events {
     stream: TcpStream,
