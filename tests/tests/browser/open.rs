@@ -232,11 +232,20 @@ fn a_page_is_live_again_after_its_stream_was_lost() {
             })
             .await;
         // The stream is closed for good, as when its first request failed.
-        const END: &str = "document.addEventListener('htmx:sse:before:connection', \
+        // The banner is there until the next one is open, which may be a moment.
+        const END: &str = "const banner = document.querySelector('#lost'); window.told = false; \
+             new MutationObserver(() => { window.told ||= !banner.hidden; }) \
+             .observe(banner, { attributes: true }); \
+             document.addEventListener('htmx:sse:before:connection', \
              (event) => event.preventDefault(), { once: true }); \
              document.querySelector('#live')._htmx.sse.reader.cancel()";
         alice.client.execute(END, vec![]).await.expect("script");
-        alice.until_text("#lost", "lost").await;
+        alice
+            .until("the banner was there", async || {
+                let told = alice.client.execute("return window.told", vec![]).await;
+                told.expect("script") == json!(true)
+            })
+            .await;
         site.alice.agent.signal(nix::sys::signal::Signal::SIGKILL);
         alice.until_text("#agent-main", "Disconnected").await;
         alice
