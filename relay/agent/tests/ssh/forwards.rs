@@ -142,8 +142,8 @@ async fn a_reverse_forward_listens_in_the_workspace_until_it_is_cancelled() {
     let cancel = ["-o", &*path, "-O", "cancel", "-R", &*spec];
     let output = finish(fixture.ssh(&cancel, "")).await;
     assert!(output.status.success(), "{output:?}");
-    let refused = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).await;
-    assert!(refused.is_err());
+    // OpenSSH asks for it, and waits for no answer.
+    until_refused(port).await;
     let forward = ["-o", &*path, "-O", "forward", "-R", "0:127.0.0.1:1"];
     let output = finish(fixture.ssh(&forward, "")).await;
     // The port that the workspace chose.
@@ -155,15 +155,22 @@ async fn a_reverse_forward_listens_in_the_workspace_until_it_is_cancelled() {
             .is_ok()
     );
     ssh.kill().await.unwrap();
-    loop {
-        if TcpStream::connect((Ipv4Addr::LOCALHOST, chosen))
+    until_refused(chosen).await;
+}
+
+/// Returns once nobody listens at the port.
+async fn until_refused(port: u16) {
+    let refused = async {
+        while TcpStream::connect((Ipv4Addr::LOCALHOST, port))
             .await
-            .is_err()
+            .is_ok()
         {
-            return;
+            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
         }
-        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
-    }
+    };
+    let limit = std::time::Duration::from_secs(20);
+    let told = tokio::time::timeout(limit, refused).await;
+    assert!(told.is_ok(), "port {port} is still served");
 }
 
 #[tokio::test(flavor = "multi_thread")]
