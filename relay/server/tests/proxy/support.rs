@@ -22,6 +22,7 @@ use relay_server::{
 };
 use relay_tunnel::path::PathState;
 use tempfile::TempDir;
+use tokio::io::AsyncReadExt as _;
 use tokio::net::{TcpListener, TcpStream};
 use url::Url;
 use uuid::Uuid;
@@ -258,18 +259,11 @@ pub(crate) async fn soon<T>(what: impl Future<Output = T>) -> T {
         .expect("it does not come")
 }
 
-/// An app that answers each request with its head, as the app saw it; gives the port.
+/// An app that reads each request to its end and answers it with its head, as the app saw it; gives the port.
 pub(crate) async fn echo() -> u16 {
     serve(async |mut stream: TcpStream| {
-        use tokio::io::{AsyncReadExt, AsyncWriteExt};
-        loop {
-            let mut head = Vec::new();
-            while !head.ends_with(b"\r\n\r\n") {
-                match stream.read_u8().await {
-                    Ok(byte) => head.push(byte),
-                    Err(_) => return,
-                }
-            }
+        use tokio::io::AsyncWriteExt;
+        while let Some(head) = read_request(&mut stream).await {
             let answer = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n", head.len());
             if stream.write_all(answer.as_bytes()).await.is_err()
                 || stream.write_all(&head).await.is_err()
@@ -279,6 +273,29 @@ pub(crate) async fn echo() -> u16 {
         }
     })
     .await
+}
+
+/// The head of a connection's next request, when its body was read too; `None` when there is none.
+async fn read_request(stream: &mut TcpStream) -> Option<Vec<u8>> {
+    let head = read_until(stream, b"\r\n\r\n").await?;
+    let text = String::from_utf8_lossy(&head).to_ascii_lowercase();
+    let value = |name: &str| text.lines().find_map(|line| line.strip_prefix(name));
+    if value("transfer-encoding: chunked").is_some() {
+        read_until(stream, b"0\r\n\r\n").await?;
+    } else if let Some(length) = value("content-length: ") {
+        let mut body = vec![0; length.parse().unwrap()];
+        stream.read_exact(&mut body).await.ok()?;
+    }
+    Some(head)
+}
+
+/// What comes up to the first `end`, with it.
+async fn read_until(stream: &mut TcpStream, end: &[u8]) -> Option<Vec<u8>> {
+    let mut bytes = Vec::new();
+    while !bytes.ends_with(end) {
+        bytes.push(stream.read_u8().await.ok()?);
+    }
+    Some(bytes)
 }
 
 /// An app that treats each connection so; gives the port.
