@@ -192,6 +192,9 @@ impl KernelStack {
             return Ok((self.connect(source, remote).await?, 0));
         }
         let socket = self.outward(source)?;
+        // What acknowledges the other end's answer waits for something to travel with: the stream
+        // is open at the other end since the first packet came.
+        let _ = rustix::net::sockopt::set_tcp_quickack(&socket, false);
         let to = SocketAddr::from(remote).into();
         let taken = match socket.send_to_with_flags(first, &to, libc::MSG_FASTOPEN) {
             Ok(taken) => taken,

@@ -9,6 +9,13 @@ use crate::udp::{MAX_BURST, MAX_SEGMENTS};
 /// Bytes in front of a packet that its sealed form needs; the rest of [`OVERHEAD`] follows it.
 const HEAD: usize = 16;
 
+/// Smaller packets are padded to this, so that acknowledgements, opening segments and short messages
+/// that lie side by side are of one length and go out as one send.
+const SMALLEST: usize = 96;
+/// Up to this length packets are padded to a multiple of 16, as the WireGuard paper's §5.4.6 has it.
+/// Longer ones are left as they are: padding may not make a packet larger than the path takes.
+const LARGEST_PADDED: usize = 256;
+
 /// Packets to one peer, sealed or not yet. Each lies in a slot with room for header and tag.
 #[derive(Debug, Default)]
 pub struct Burst {
@@ -20,7 +27,24 @@ pub struct Burst {
 #[derive(Debug, Clone, Copy)]
 struct Slot {
     start: usize,
+    /// Of the packet.
     len: usize,
+    /// Of the packet and its padding.
+    padded: usize,
+}
+
+impl Slot {
+    fn packet(&self) -> Range<usize> {
+        self.start..self.start + self.len
+    }
+
+    fn plaintext(&self) -> Range<usize> {
+        self.start..self.start + self.padded
+    }
+
+    fn datagram(&self) -> Range<usize> {
+        self.start - HEAD..self.start + self.padded + OVERHEAD - HEAD
+    }
 }
 
 /// Part of a sealed burst that can go out as one send: datagrams of `segment` bytes, of which the
@@ -38,12 +62,14 @@ impl Burst {
     pub fn push(&mut self, packet: &[u8]) {
         debug_assert!(!self.sealed, "a sealed burst takes no more packets");
         self.data.resize(self.data.len() + HEAD, 0);
-        self.packets.push(Slot {
+        let slot = Slot {
             start: self.data.len(),
             len: packet.len(),
-        });
+            padded: padded(packet.len()),
+        };
+        self.packets.push(slot);
         self.data.extend_from_slice(packet);
-        self.data.resize(self.data.len() + OVERHEAD - HEAD, 0);
+        self.data.resize(slot.datagram().end, 0);
     }
 
     /// Number of packets.
@@ -70,16 +96,14 @@ impl Burst {
 
     /// The packets of a burst that is not sealed.
     pub fn packets(&self) -> impl Iterator<Item = &[u8]> {
-        self.packets
-            .iter()
-            .map(|slot| &self.data[slot.start..slot.start + slot.len])
+        self.packets.iter().map(|slot| &self.data[slot.packet()])
     }
 
     /// The datagrams of a sealed burst.
     pub fn datagrams(&self) -> impl Iterator<Item = &[u8]> {
         let sealed = self.sealed;
         let slots = self.packets.iter().filter(move |_| sealed);
-        slots.map(|slot| &self.data[slot.start - HEAD..slot.start + slot.len + OVERHEAD - HEAD])
+        slots.map(|slot| &self.data[slot.datagram()])
     }
 
     /// The bytes a [`Run`] points into.
@@ -92,12 +116,12 @@ impl Burst {
         let mut at = 0;
         std::iter::from_fn(move || {
             let first = self.packets.get(at).filter(|_| self.sealed)?;
-            let segment = first.len + OVERHEAD;
-            let start = first.start - HEAD;
+            let Range { start, end } = first.datagram();
+            let segment = end - start;
             let mut end = start;
             let mut count = 0;
             while let Some(slot) = self.packets.get(at) {
-                let len = slot.len + OVERHEAD;
+                let len = slot.datagram().len();
                 let full = count == MAX_SEGMENTS || end - start + len > MAX_BURST;
                 if len > segment || (full && count > 0) {
                     break;
@@ -125,16 +149,15 @@ impl Burst {
         let mut scratch = [0u8; 2048];
         let mut large = Vec::new();
         self.packets.retain(|slot| {
-            let plain = match scratch.get_mut(..slot.len) {
+            let plain = match scratch.get_mut(..slot.padded) {
                 Some(plain) => plain,
                 None => {
-                    large.resize(slot.len, 0);
+                    large.resize(slot.padded, 0);
                     &mut large[..]
                 }
             };
-            plain.copy_from_slice(&self.data[slot.start..slot.start + slot.len]);
-            let room = &mut self.data[slot.start - HEAD..slot.start + slot.len + OVERHEAD - HEAD];
-            seal(plain, room)
+            plain.copy_from_slice(&self.data[slot.plaintext()]);
+            seal(plain, &mut self.data[slot.datagram()])
         });
         self.sealed = true;
     }
@@ -151,7 +174,7 @@ impl Burst {
             .iter()
             .filter(|slot| slot.start - HEAD >= surplus)
         {
-            kept.push(&self.data[slot.start..slot.start + slot.len]);
+            kept.push(&self.data[slot.packet()]);
         }
         *self = kept;
     }
@@ -159,6 +182,15 @@ impl Burst {
     /// Bytes of memory held.
     pub fn capacity(&self) -> usize {
         self.data.capacity() + self.packets.capacity() * size_of::<Slot>()
+    }
+}
+
+/// Bytes that are sealed for a packet of `len` bytes. An empty packet is a keepalive and stays empty.
+fn padded(len: usize) -> usize {
+    match len {
+        0 => 0,
+        1..=LARGEST_PADDED => len.next_multiple_of(16).max(SMALLEST),
+        _ => len,
     }
 }
 

@@ -17,7 +17,7 @@ use boringtun::x25519;
 pub use burst::{Burst, Opened, Run};
 pub use peer::{Peer, PeerOptions};
 
-/// Bytes by which a sealed packet is longer than the packet.
+/// Bytes by which a sealed packet is longer than the packet and its padding; large packets have none.
 pub const OVERHEAD: usize = 32;
 
 /// Handshake messages a second above which a sender must prove its address by a cookie. A thousand
