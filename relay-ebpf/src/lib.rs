@@ -6,6 +6,7 @@
 
 #![no_std]
 
+pub mod gate;
 #[cfg(not(target_arch = "bpf"))]
 mod object;
 pub mod steer;

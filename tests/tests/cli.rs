@@ -53,9 +53,9 @@ fn mistakes_that_need_no_server_are_explained() {
         "1",
         "--dry-run",
         "--engine",
-        "sockmap",
+        "warp",
     ];
-    explained(&relay(&engine), 1, &["sockmap", "not built yet"]);
+    explained(&relay(&engine), 1, &["warp", "sockmap"]);
     let stack = [
         "port-forward",
         "dev",

@@ -2,7 +2,11 @@
 
 #![no_std]
 #![no_main]
+// Atomic operations that give back a value have no stable name on this target.
+#![feature(core_intrinsics)]
+#![allow(internal_features)]
 
+mod gate;
 mod steer;
 
 /// What the kernel asks of programs that call helpers of its own.

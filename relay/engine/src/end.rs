@@ -72,7 +72,7 @@ pub(crate) async fn all_sent(socket: &impl AsFd) {
 }
 
 /// Bytes handed to the kernel that the other side has not confirmed.
-fn unsent(socket: &impl AsFd) -> usize {
+pub(crate) fn unsent(socket: &impl AsFd) -> usize {
     let mut bytes: libc::c_int = 0;
     let fd = socket.as_fd().as_raw_fd();
     // SAFETY: the descriptor is open, and the request writes one int.

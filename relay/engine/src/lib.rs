@@ -4,6 +4,7 @@
 //! What the bytes mean and where the sockets come from is not known here.
 
 pub mod accept;
+mod ebpf;
 mod end;
 mod epoll;
 pub mod limits;
@@ -11,6 +12,7 @@ mod listen;
 mod pump;
 mod ring;
 pub mod sessions;
+mod sockmap;
 pub mod steer;
 
 use std::fmt;
@@ -32,14 +34,13 @@ pub enum Engine {
     Splice,
     /// io_uring: the kernel is told in one system call what to do for many sockets.
     IoUring,
+    /// A program in the kernel sends on what arrives, for connections of near ends.
+    Sockmap,
 }
 
 /// What can be wrong with the choice of an engine, or what this machine does not offer.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
-    /// A name that is reserved.
-    #[error("engine \"{0}\" is not built yet; use auto, copy, splice or io-uring")]
-    NotBuilt(String),
     /// A name that means nothing.
     #[error("no engine is called \"{0}\"; use auto, copy, splice, io-uring or sockmap")]
     Unknown(String),
@@ -67,7 +68,13 @@ impl Error {
 
 impl Engine {
     /// All of them.
-    pub const ALL: [Self; 4] = [Self::Auto, Self::Copy, Self::Splice, Self::IoUring];
+    pub const ALL: [Self; 5] = [
+        Self::Auto,
+        Self::Copy,
+        Self::Splice,
+        Self::IoUring,
+        Self::Sockmap,
+    ];
 
     /// Finds out by a trial whether this engine works on this machine. What does not is taken over
     /// by [`Engine::Auto`]; ask before connections come, to be able to say so.
@@ -78,8 +85,15 @@ impl Engine {
         match self {
             Self::Auto | Self::Copy | Self::Splice => Ok(()),
             Self::IoUring => ring::probe().map_err(|why| Error::Unavailable(self, why)),
+            Self::Sockmap => sockmap::probe().map_err(|why| Error::Unavailable(self, why)),
         }
     }
+}
+
+/// Connections that [`Engine::Sockmap`] joined in this process. Those that it did not find fit for
+/// that are carried in the ordinary way.
+pub fn connections_joined() -> u64 {
+    sockmap::connections_joined()
 }
 
 impl FromStr for Engine {
@@ -91,7 +105,7 @@ impl FromStr for Engine {
             "copy" => Ok(Self::Copy),
             "splice" => Ok(Self::Splice),
             "io-uring" => Ok(Self::IoUring),
-            "sockmap" => Err(Error::NotBuilt(name.to_owned())),
+            "sockmap" => Ok(Self::Sockmap),
             _ => Err(Error::Unknown(name.to_owned())),
         }
     }
@@ -104,6 +118,7 @@ impl fmt::Display for Engine {
             Self::Copy => "copy",
             Self::Splice => "splice",
             Self::IoUring => "io-uring",
+            Self::Sockmap => "sockmap",
         })
     }
 }
@@ -113,12 +128,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn engines_are_known_by_name_and_the_reserved_ones_say_so() {
+    fn engines_are_known_by_name() {
         for engine in Engine::ALL {
             assert_eq!(engine.to_string().parse(), Ok(engine));
         }
-        let error = "sockmap".parse::<Engine>().unwrap_err();
-        assert!(error.to_string().contains("not built yet"));
         assert!(matches!("fast".parse::<Engine>(), Err(Error::Unknown(_))));
     }
 }

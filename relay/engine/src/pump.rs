@@ -1,15 +1,17 @@
 //! The pump: both directions between two sockets, until both are done or one breaks; and what an
 //! engine is.
 
+use std::fmt;
 use std::future::Future;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use crate::Engine;
 use crate::end::End;
 use crate::epoll::Epoll;
 use crate::ring::Uring;
+use crate::sockmap::Sockmap;
 
 /// How long the bytes that arrived before a break may take to get out.
 pub(crate) const GRACE: Duration = Duration::from_secs(1);
@@ -62,6 +64,7 @@ pub async fn pump_counted(
         Engine::Auto | Engine::Splice => Epoll { splice: true }.carry(a, b, moved).await,
         Engine::Copy => Epoll { splice: false }.carry(a, b, moved).await,
         Engine::IoUring => Uring.carry(a, b, moved).await,
+        Engine::Sockmap => Sockmap.carry(a, b, moved).await,
     };
     Summary {
         a_to_b: moved.a_to_b(),
@@ -90,25 +93,61 @@ pub(crate) trait Carrier {
 
 /// What a pump moved so far.
 #[derive(Clone, Debug, Default)]
-pub struct Moved(Arc<[AtomicU64; 2]>);
+pub struct Moved(Arc<Counts>);
+
+#[derive(Default)]
+struct Counts {
+    told: [AtomicU64; 2],
+    live: Mutex<Option<Live>>,
+}
+
+/// What is counted elsewhere, from A and from B.
+type Live = Box<dyn Fn() -> [u64; 2] + Send>;
 
 impl Moved {
     /// Bytes taken by B.
     pub fn a_to_b(&self) -> u64 {
-        self.of(Side::A).load(Ordering::Relaxed)
+        self.read(Side::A)
     }
 
     /// Bytes taken by A.
     pub fn b_to_a(&self) -> u64 {
-        self.of(Side::B).load(Ordering::Relaxed)
+        self.read(Side::B)
+    }
+
+    fn read(&self, side: Side) -> u64 {
+        let live = self.live();
+        let live = live.as_ref().map_or([0; 2], |live| live());
+        self.of(side).load(Ordering::Relaxed) + live[side as usize]
     }
 
     /// The bytes from one side.
     pub(crate) fn of(&self, side: Side) -> &AtomicU64 {
-        match side {
-            Side::A => &self.0[0],
-            Side::B => &self.0[1],
+        &self.0.told[side as usize]
+    }
+
+    /// Has what is counted elsewhere added whenever somebody asks, until [`Moved::counted`].
+    pub(crate) fn count_by(&self, live: impl Fn() -> [u64; 2] + Send + 'static) {
+        *self.live() = Some(Box::new(live));
+    }
+
+    /// This is what was counted elsewhere in the end.
+    pub(crate) fn counted(&self, bytes: [u64; 2]) {
+        let mut live = self.live();
+        *live = None;
+        for (told, bytes) in self.0.told.iter().zip(bytes) {
+            told.fetch_add(bytes, Ordering::Relaxed);
         }
+    }
+
+    fn live(&self) -> MutexGuard<'_, Option<Live>> {
+        self.0.live.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl fmt::Debug for Counts {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.debug_tuple("Counts").field(&self.told).finish()
     }
 }
 

@@ -57,6 +57,8 @@ pub(crate) async fn serve<W: Way>(
 
 async fn carry<W: Way>(local: TcpStream, remote: u16, way: W, engine: Engine, report: Reporter) {
     let first = match way.early_data() {
+        // It joins only connections of which nothing was read yet.
+        Some(_) if engine == Engine::Sockmap => Vec::new(),
         Some(early) => first_bytes(&local, early).await,
         None => Vec::new(),
     };

@@ -11,12 +11,11 @@ use aya::programs::SkLookup;
 use aya::{Ebpf, EbpfLoader};
 use relay_ebpf::OBJECT;
 use relay_ebpf::steer::{ADDRESSES, MAX_ADDRESSES, PORTS, PROGRAM, Ports, SOCKETS};
-use rustix::thread::{CapabilitySet, capabilities};
 use tokio::net::{TcpListener, UdpSocket};
 
 use super::PortSet;
 use super::datagrams::{self, Arrived};
-use crate::Error;
+use crate::{Error, ebpf};
 
 /// How long a connection within this machine may take.
 const PATIENCE: Duration = Duration::from_millis(500);
@@ -32,9 +31,8 @@ pub(super) struct Program {
 
 impl Program {
     pub(super) fn load(addresses: u32) -> Result<Self, Error> {
-        if !is_allowed() {
-            let reason = "it takes root, or CAP_BPF and CAP_NET_ADMIN";
-            return Err(Error::Steering(reason.to_owned()));
+        if !ebpf::is_allowed() {
+            return Err(Error::Steering(ebpf::CAPABILITIES.to_owned()));
         }
         if addresses > MAX_ADDRESSES {
             let reason = format!("it serves {MAX_ADDRESSES} addresses, not {addresses}");
@@ -50,6 +48,7 @@ impl Program {
             .map_err(|error| failed(&error))?;
         let mut map = |name| program.take_map(name).ok_or(missing(name));
         let (addresses, ports, sockets) = (map(ADDRESSES)?, map(PORTS)?, map(SOCKETS)?);
+        ebpf::close_other_maps(&mut program);
         let addresses = HashMap::try_from(addresses).map_err(|error| failed(&error))?;
         let ports = Array::try_from(ports).map_err(|error| failed(&error))?;
         let sockets = SockMap::try_from(sockets).map_err(|error| failed(&error))?;
@@ -95,16 +94,6 @@ fn attach(program: &mut SkLookup) -> Result<(), Error> {
 
 fn missing(name: &str) -> Error {
     Error::Steering(format!("the object lacks {name}: build it anew"))
-}
-
-/// Whether the thread has the capabilities. Having them in a user namespace of its own is not
-/// enough, which shows when the program is loaded.
-fn is_allowed() -> bool {
-    let Ok(sets) = capabilities(None) else {
-        return true;
-    };
-    let has = |capability| sets.effective.contains(capability);
-    has(CapabilitySet::NET_ADMIN) && (has(CapabilitySet::BPF) || has(CapabilitySet::SYS_ADMIN))
 }
 
 /// Whether a connection to `to` arrives at the listener as one to that port. Connections of others

@@ -8,6 +8,7 @@
 
 mod ends;
 mod flow;
+mod joined;
 mod many;
 mod process;
 mod support;
@@ -100,6 +101,7 @@ every_engine! {
     auto_on_threads: Engine::Auto, Runtime::Threads;
     io_uring: Engine::IoUring, Runtime::OneThread;
     io_uring_on_threads: Engine::IoUring, Runtime::Threads;
+    sockmap: Engine::Sockmap, Runtime::OneThread;
 }
 
 #[test]

@@ -1,0 +1,111 @@
+//! What only the engine that joins sockets in the kernel can get wrong.
+
+use std::time::Duration;
+
+use relay_engine::{Ending, Engine, connections_joined, pump};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpListener;
+
+use crate::support::{Pieces, ended, exchange, meet, pumped, write_until_stuck};
+use crate::{Runtime, run};
+
+/// Without this the suite might try something else with every connection.
+#[test]
+fn connections_of_near_ends_are_joined() {
+    run(Engine::Sockmap, Runtime::OneThread, |engine| async move {
+        let before = connections_joined();
+        let (mut left, mut right, pump) = pumped(engine).await;
+        exchange(&mut left, &mut right, (1 << 20, 100), 1, Pieces::Large).await;
+        assert_eq!(ended(pump).await.end, Ending::Finished);
+        assert_eq!(connections_joined(), before + 1);
+    });
+}
+
+#[test]
+fn both_families_are_joined() {
+    run(Engine::Sockmap, Runtime::OneThread, |engine| async move {
+        let near = TcpListener::bind("[::1]:0").await.unwrap();
+        let far = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let (mut left, a) = meet(&near).await;
+        let (b, mut right) = meet(&far).await;
+        let before = connections_joined();
+        let pump = tokio::spawn(pump(a, b, engine));
+        exchange(
+            &mut left,
+            &mut right,
+            (30 << 20, 30 << 20),
+            4,
+            Pieces::Random,
+        )
+        .await;
+        assert_eq!(ended(pump).await.end, Ending::Finished);
+        assert_eq!(connections_joined(), before + 1);
+    });
+}
+
+/// Such a connection is left to another engine: the kernel would send on what was read.
+#[test]
+fn what_was_read_before_is_not_sent_again() {
+    run(Engine::Sockmap, Runtime::OneThread, |engine| async move {
+        let near = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let far = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let (mut left, mut a) = meet(&near).await;
+        let (b, mut right) = meet(&far).await;
+        left.write_all(b"greeting and more").await.unwrap();
+        a.read_exact(&mut [0; 8]).await.unwrap();
+        let pump = tokio::spawn(pump(a, b, engine));
+        left.shutdown().await.unwrap();
+        let mut got = Vec::new();
+        right.read_to_end(&mut got).await.unwrap();
+        assert_eq!(got, b" and more");
+        drop(right);
+        assert_eq!(ended(pump).await.end, Ending::Finished);
+    });
+}
+
+/// What arrived before the sockets were joined, both ways.
+#[test]
+fn what_lay_there_before_arrives() {
+    run(Engine::Sockmap, Runtime::OneThread, |engine| async move {
+        let near = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let far = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let (mut left, a) = meet(&near).await;
+        let (b, mut right) = meet(&far).await;
+        left.write_all(b"question").await.unwrap();
+        right.write_all(b"answer").await.unwrap();
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        let pump = tokio::spawn(pump(a, b, engine));
+        let (mut question, mut answer) = ([0; 8], [0; 6]);
+        right.read_exact(&mut question).await.unwrap();
+        left.read_exact(&mut answer).await.unwrap();
+        assert_eq!((&question, &answer), (b"question", b"answer"));
+        drop((left, right));
+        ended(pump).await;
+    });
+}
+
+/// A reader that sleeps costs memory of the kernel, which is bounded.
+#[test]
+fn both_readers_asleep_hold_little_and_lose_nothing() {
+    const MOST: usize = 24 << 20;
+    run(Engine::Sockmap, Runtime::OneThread, |engine| async move {
+        for _ in 0..3 {
+            let (mut left, mut right, pump) = pumped(engine).await;
+            let up = write_until_stuck(&mut left, 64 << 20).await;
+            let down = write_until_stuck(&mut right, 64 << 20).await;
+            assert!(up < MOST && down < MOST, "{up} and {down} bytes");
+            let ((mut left_in, mut left_out), (mut right_in, mut right_out)) =
+                (left.split(), right.split());
+            left_out.shutdown().await.unwrap();
+            right_out.shutdown().await.unwrap();
+            let (mut got_up, mut got_down) = (Vec::new(), Vec::new());
+            let (a, b) = tokio::join!(
+                right_in.read_to_end(&mut got_up),
+                left_in.read_to_end(&mut got_down)
+            );
+            assert_eq!((a.unwrap(), b.unwrap()), (up, down));
+            assert!(got_up.iter().chain(&got_down).all(|byte| *byte == 7));
+            assert_eq!(ended(pump).await.end, Ending::Finished);
+        }
+    });
+}
