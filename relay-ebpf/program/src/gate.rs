@@ -79,15 +79,21 @@ unsafe fn trim(context: &SkBuffContext, kernel: *mut Kernel) -> bool {
         if old < 0 {
             return false;
         }
+        // One path for the verifier: how often it goes round is all that differs.
+        let mut left = old.min(context.len().cast_signed());
+        (*kernel).trimmed += left as u64;
+        old -= left;
         let mut cuts = 0;
-        while cuts < CUTS && old > 0 && context.len() > 0 {
-            let cut = old.min(CUT).min(context.len().cast_signed());
-            if cut <= 0 || bpf_skb_adjust_room(context.skb.skb.cast(), -cut, 0, 0) != 0 {
+        while cuts < CUTS && left > 0 {
+            let cut = if left > CUT { CUT } else { left };
+            if bpf_skb_adjust_room(context.skb.skb.cast(), -cut, 0, 0) != 0 {
                 return false;
             }
-            (*kernel).trimmed += cut as u64;
-            old -= cut;
+            left -= cut;
             cuts += 1;
+        }
+        if left > 0 {
+            return false;
         }
         if context.len() == 0 {
             return true;

@@ -357,7 +357,7 @@ impl Works {
                     look: Some((now, TICK)),
                     is_listed: false,
                 });
-                flow.kick(&records);
+                flow.kick(&records, now);
                 self.list(slot);
             }
             None => {
@@ -509,13 +509,18 @@ impl Flow {
     }
 
     /// What lay at the sockets before they were joined waits for this.
-    fn kick(&mut self, records: &Records) {
+    fn kick(&mut self, records: &Records, now: Instant) {
         for from in [0, 1] {
-            self.with(records, from, |direction, wire| {
+            let kicked = self.with(records, from, |direction, wire| {
                 if direction.is_joined {
-                    direction.kick(wire);
+                    direction.kick(wire)
+                } else {
+                    Ok(())
                 }
             });
+            if kicked.is_err() {
+                self.break_off(from, now);
+            }
         }
     }
 

@@ -309,7 +309,7 @@ impl Direction {
         let passed = wire.record.passed();
         let seen = wire.record.redirected() + passed;
         if seen < all {
-            self.kick(wire);
+            self.kick(wire)?;
         }
         Ok(seen == all && passed == self.forwarded && self.sent(wire)? >= all)
     }
@@ -324,9 +324,13 @@ impl Direction {
         Ok(passed == self.forwarded && self.sent(wire)? >= sum && unsent(wire.to) == 0)
     }
 
-    /// Has the kernel give the program what lies at the source.
-    pub(super) fn kick(&self, wire: Wire<'_>) {
-        let _ = sys::receive(wire.from, &mut [0], true);
+    /// Has the kernel give the program what lies at the source. A reset that is there is told by this
+    /// and by nothing else any more.
+    pub(super) fn kick(&self, wire: Wire<'_>) -> Result<(), Fault> {
+        match sys::receive(wire.from, &mut [0], true) {
+            Ok(_) | Err(Errno::AGAIN) => Ok(()),
+            Err(_) => Err(Fault::Source),
+        }
     }
 
     /// Copies what there is, when the source is not in the map. Returns how much the sink took.
