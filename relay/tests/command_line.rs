@@ -152,7 +152,6 @@ fn bad_values_exit_with_1_and_are_named() {
         ]
     };
     explained(&with("--engine", "warp"), 1, &["warp", "splice", "sockmap"]);
-    explained(&with("--stack", "user"), 1, &["user", "not built yet"]);
     explained(&with("--stack", "tower"), 1, &["tower", "kernel"]);
     explained(&with("--output", "xml"), 1, &["xml", "json"]);
     explained(&["list", "--verbose=perhaps"], 1, &["perhaps"]);

@@ -7,7 +7,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use relay_engine::{Engine, pump_counted};
+use relay_engine::Engine;
 use relay_tunnel::stack::Incoming;
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
@@ -71,13 +71,9 @@ async fn answer(wanted: Incoming, api: Arc<Api>) {
 /// Serves SSH, which the agent itself speaks.
 async fn log_in(wanted: Incoming, ssh: Arc<ssh::Server>, traffic: &Arc<Traffic>) {
     let _counted = traffic.open(Protocol::Ssh);
-    match wanted.accept().await {
-        Ok(peer) => {
-            ssh::outlast_sleep(&peer);
-            if let (Ok(remote), Ok(local)) = (peer.peer_addr(), peer.local_addr()) {
-                ssh.serve(peer, ssh::Peer { remote, local }).await;
-            }
-        }
+    let (remote, local) = (wanted.source().into(), wanted.destination().into());
+    match wanted.accept_patiently(ssh::SLEEP).await {
+        Ok(peer) => ssh.serve(peer, ssh::Peer { remote, local }).await,
         Err(error) => tracing::debug!(%error, "the peer went away before it was connected"),
     }
 }
@@ -91,15 +87,15 @@ async fn connect(wanted: Incoming, engine: Engine, traffic: &Arc<Traffic>) {
             return wanted.refuse();
         }
     };
-    let peer = match wanted.accept().await {
-        Ok(peer) => peer,
+    let counted = traffic.open(Protocol::Tcp);
+    let carried = wanted.carry(app, engine, &counted.counts.moved).await;
+    let summary = match carried {
+        Ok(summary) => summary,
         Err(error) => {
             tracing::debug!(%source, port, %error, "the peer went away before it was connected");
-            return relay_engine::abort(app);
+            return;
         }
     };
-    let counted = traffic.open(Protocol::Tcp);
-    let summary = pump_counted(peer, app, engine, &counted.counts.moved).await;
     tracing::debug!(
         %source,
         port,

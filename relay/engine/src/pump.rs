@@ -121,8 +121,8 @@ impl Moved {
         self.of(side).load(Ordering::Relaxed) + live[side as usize]
     }
 
-    /// The bytes from one side.
-    pub(crate) fn of(&self, side: Side) -> &AtomicU64 {
+    /// The bytes from one side, for who moves them otherwise than by an engine.
+    pub fn of(&self, side: Side) -> &AtomicU64 {
         &self.0.told[side as usize]
     }
 

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use relay_tunnel::endpoint::BUSY_POLL;
+use relay_tunnel::endpoint::{BUSY_POLL, StackChoice};
 use relay_tunnel::stack::NetHelper;
 use url::Url;
 
@@ -60,6 +60,8 @@ pub struct Config {
     /// How long the server's end of tunnels looks for an answer to a small message before it
     /// sleeps; zero is off.
     pub busy_poll: Duration,
+    /// The TCP/IP stack inside tunnels to workspaces.
+    pub stack: StackChoice,
     /// Loops of that end, which share the agents among them.
     pub loops: u8,
     /// What is chosen about apps in a browser.
@@ -92,6 +94,7 @@ impl Config {
             api_rate_limit: API,
             helper: None,
             busy_poll: Duration::from_micros(BUSY_POLL),
+            stack: StackChoice::Auto,
             loops: 1,
             apps: Choices::default(),
             dialer: None,

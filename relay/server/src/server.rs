@@ -80,6 +80,7 @@ impl Server {
             block_direct: config.block_direct,
             force_websockets: config.force_websockets,
             busy_poll: config.busy_poll,
+            stack: config.stack,
             lane: threads.lanes().first().clone(),
             loops: config.loops,
             stopping: stopping.clone(),

@@ -26,8 +26,15 @@ pub(crate) struct Args {
     /// How to print the results
     #[arg(short, long, value_enum, default_value_t, value_name = "FORMAT")]
     output: Format,
-    /// TCP/IP stack inside the tunnel: auto, kernel or user
-    #[arg(long, default_value = "auto", value_name = "STACK")]
+    /// TCP/IP stack inside the tunnel: kernel is the kernel's in a private network namespace, user
+    /// is relay's own, which needs no device and no privileges; auto is kernel where it can be had
+    #[arg(
+        long,
+        env = "RELAY_STACK",
+        default_value = "auto",
+        value_name = "STACK"
+    )]
+    #[arg(hide_env_values = true)]
     stack: StackChoice,
 }
 

@@ -10,7 +10,7 @@ use anyhow::{Context, ensure};
 use clap::builder::BoolishValueParser;
 use relay_engine::limits;
 use relay_server::{Config, Server, StunAddress, TlsFiles};
-use relay_tunnel::endpoint::MAX_LOOPS;
+use relay_tunnel::endpoint::{MAX_LOOPS, StackChoice};
 use relay_tunnel::stack::NetHelper;
 use url::Url;
 
@@ -82,6 +82,15 @@ pub(crate) struct Args {
     api_rate_limit: i64,
     #[command(flatten)]
     busy_poll: BusyPollArgs,
+    /// TCP/IP stack inside the server's own tunnels: auto, kernel or user
+    #[arg(
+        long,
+        env = "RELAY_STACK",
+        default_value = "auto",
+        value_name = "STACK"
+    )]
+    #[arg(hide_env_values = true)]
+    stack: StackChoice,
     #[command(flatten)]
     apps: apps::Args,
     /// Loops of the server's end of tunnels, which share the agents among them, a thread each
@@ -224,6 +233,7 @@ impl Args {
             // Coder's settings have -1 for no limit.
             api_rate_limit: u32::try_from(self.api_rate_limit.max(0)).unwrap_or(u32::MAX),
             busy_poll: self.busy_poll.duration(),
+            stack: self.stack,
             apps: self.apps.choices()?,
             loops: self.loops,
             ..Config::new(http_address, data_dir)
@@ -247,7 +257,7 @@ mod tests {
 
     use clap::Parser;
     use relay_server::apps::settings::Wildcard;
-    use relay_tunnel::endpoint::BUSY_POLL;
+    use relay_tunnel::endpoint::{BUSY_POLL, StackChoice};
 
     use super::*;
 
@@ -272,16 +282,19 @@ mod tests {
         assert!(!plain.block_direct && plain.access_url.is_none());
         assert_eq!(plain.api_rate_limit, 512);
         assert_eq!(plain.busy_poll, Duration::from_micros(BUSY_POLL));
+        assert_eq!(plain.stack, StackChoice::Auto);
         let words = ["--stun-address", "none", "--block-direct-connections"];
         let words = [
             &words[..],
             &["--api-rate-limit", "-1", "--busy-poll", "0", "--loops", "3"],
+            &["--stack", "user"],
         ]
         .concat();
         let other = config(&words).unwrap();
         assert_eq!((other.api_rate_limit, other.loops), (0, 3));
         assert_eq!(other.stun, StunAddress::Off);
         assert!(other.block_direct && other.busy_poll.is_zero());
+        assert_eq!(other.stack, StackChoice::User);
     }
 
     #[test]

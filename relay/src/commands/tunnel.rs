@@ -11,8 +11,15 @@ use crate::output;
 /// How packets are moved.
 #[derive(clap::Args)]
 pub(super) struct TunnelArgs {
-    /// TCP/IP stack inside the tunnel: auto, kernel or user
-    #[arg(long, default_value = "auto", value_name = "STACK")]
+    /// TCP/IP stack inside the tunnel: kernel is the kernel's in a private network namespace, user
+    /// is relay's own, which needs no device and no privileges; auto is kernel where it can be had
+    #[arg(
+        long,
+        env = "RELAY_STACK",
+        default_value = "auto",
+        value_name = "STACK"
+    )]
+    #[arg(hide_env_values = true)]
     pub(super) stack: StackChoice,
     /// Largest packet inside the tunnel, in bytes: 1280 as towards Coder's own, or more where a path
     /// is found to carry it

@@ -2,9 +2,13 @@
 //! and none when it is empty.
 
 use std::collections::VecDeque;
+use std::io::{IoSlice, IoSliceMut};
 
 use crate::pool::{PIECE, Pool};
 use crate::ranges::Ranges;
+
+/// The most pieces that are lent at once: 256 KiB.
+pub const MOST_SLICES: usize = 16;
 
 /// A window over the positions of a stream.
 #[derive(Debug)]
@@ -70,6 +74,58 @@ impl Window {
         };
         let count = (end.saturating_sub(start)).min((PIECE - offset) as u64) as usize;
         &piece[offset..offset + count]
+    }
+
+    /// Lends the room from `position` on, up to `most` bytes, and returns what `fill` does with it.
+    pub(crate) fn lend<R>(
+        &mut self,
+        position: u64,
+        most: usize,
+        fill: impl FnOnce(&mut [IoSliceMut<'_>]) -> R,
+    ) -> R {
+        let (first, offset) = self.place(position);
+        let wanted = (offset + most).div_ceil(PIECE).min(MOST_SLICES);
+        if self.pieces.len() < first + wanted {
+            self.pieces.resize_with(first + wanted, || None);
+        }
+        let pool = &self.pool;
+        let mut rest = most;
+        let mut lent = 0;
+        let mut slices: [IoSliceMut<'_>; MOST_SLICES] =
+            std::array::from_fn(|_| IoSliceMut::new(&mut []));
+        for (at, slot) in self.pieces.range_mut(first..first + wanted).enumerate() {
+            if slot.is_none() {
+                *slot = pool.take();
+            }
+            let Some(piece) = slot else { break };
+            let start = if at == 0 { offset } else { 0 };
+            let end = PIECE.min(start + rest);
+            rest -= end - start;
+            slices[at] = IoSliceMut::new(&mut piece[start..end]);
+            lent = at + 1;
+        }
+        fill(&mut slices[..lent])
+    }
+
+    /// The bytes from `start` to `end`, as many as [`MOST_SLICES`] pieces hold.
+    pub(crate) fn slices<R>(
+        &self,
+        mut start: u64,
+        end: u64,
+        take: impl FnOnce(&[IoSlice<'_>]) -> R,
+    ) -> R {
+        let mut slices = [IoSlice::new(&[]); MOST_SLICES];
+        let mut count = 0;
+        while start < end && count < MOST_SLICES {
+            let bytes = self.slice(start, end);
+            if bytes.is_empty() {
+                break;
+            }
+            slices[count] = IoSlice::new(bytes);
+            start += bytes.len() as u64;
+            count += 1;
+        }
+        take(&slices[..count])
     }
 
     /// Gives back the pieces that lie below `position`.
@@ -148,6 +204,32 @@ impl SendBuffer {
         let count = self.window.write(self.end, &data[..room]);
         self.end += count as u64;
         count
+    }
+
+    /// Lends room for at most `most` bytes as long as no more than `limit` are held; `fill` returns
+    /// what it likes and how many it wrote. Nothing is lent, and nothing called, while there is no room.
+    pub(crate) fn push_with<R, E>(
+        &mut self,
+        most: usize,
+        limit: u64,
+        fill: impl FnOnce(&mut [IoSliceMut<'_>]) -> Result<(R, usize), E>,
+    ) -> Option<Result<(R, usize), E>> {
+        let room = limit.saturating_sub(self.len()).min(most as u64) as usize;
+        if room == 0 {
+            return None;
+        }
+        let outcome = self.window.lend(self.end, room, |slices| {
+            (!slices.is_empty()).then(|| fill(slices))
+        });
+        if let Some(Ok((_, count))) = &outcome {
+            self.end += (*count).min(room) as u64;
+        }
+        if self.start == self.end {
+            self.window.clear(self.end);
+        } else {
+            self.window.release_above(self.end);
+        }
+        outcome
     }
 
     /// Forgets what lies below `position`.
@@ -275,6 +357,11 @@ impl ReceiveBuffer {
             return &[];
         }
         self.window.slice(self.read, self.next)
+    }
+
+    /// All that can be read, as far as [`MOST_SLICES`] pieces hold it.
+    pub(crate) fn peek_with<R>(&self, take: impl FnOnce(&[IoSlice<'_>]) -> R) -> R {
+        self.window.slices(self.read, self.next, take)
     }
 
     /// Counts `count` of the bytes of [`peek`](Self::peek) as read.

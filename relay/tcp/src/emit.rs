@@ -13,6 +13,21 @@ pub trait PacketSink {
     fn packet(&mut self, length: usize) -> &mut [u8];
 }
 
+/// The caller's bursts, one for each peer.
+pub trait Bursts {
+    /// Where packets to `peer` are written. It may be asked for a peer that then gets none.
+    fn burst_to(&mut self, peer: IpAddr) -> &mut dyn PacketSink;
+}
+
+/// One burst for all peers.
+pub(crate) struct One<'a>(pub(crate) &'a mut dyn PacketSink);
+
+impl Bursts for One<'_> {
+    fn burst_to(&mut self, _peer: IpAddr) -> &mut dyn PacketSink {
+        &mut *self.0
+    }
+}
+
 impl PacketSink for Vec<Vec<u8>> {
     fn packet(&mut self, length: usize) -> &mut [u8] {
         self.push(vec![0; length]);

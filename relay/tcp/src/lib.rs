@@ -30,11 +30,12 @@ mod seq;
 mod stack;
 mod time;
 
+pub use buffer::MOST_SLICES;
 pub use config::{Algorithm, Config, Keepalive};
 pub use connection::{
     CloseReason, Connection, Events, Request, Secrets, State, Timer, Transmit, Tuple,
 };
-pub use emit::{Checksums, PacketSink, reset_for};
+pub use emit::{Bursts, Checksums, PacketSink, reset_for};
 pub use error::Error;
 pub use pool::Pool;
 pub use stack::{ConnectionId, Event, RequestId, Stack, StackConfig};

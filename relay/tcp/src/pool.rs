@@ -63,6 +63,12 @@ impl Pool {
         Some(kept.unwrap_or_else(|| vec![0; PIECE].into_boxed_slice()))
     }
 
+    /// Gives the pieces that nobody has back to the allocator.
+    pub(crate) fn trim(&self) {
+        let mut kept = (self.shared.kept.lock()).unwrap_or_else(PoisonError::into_inner);
+        *kept = Vec::new();
+    }
+
     pub(crate) fn give(&self, piece: Box<[u8]>) {
         self.shared.lent.fetch_sub(1, Ordering::Relaxed);
         let mut kept = self

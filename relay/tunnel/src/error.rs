@@ -29,9 +29,6 @@ pub enum Error {
         /// What is missing and what to do about it.
         reason: String,
     },
-    /// A stack that is named but does not exist yet.
-    #[error("--stack user is not built yet; use --stack auto or --stack kernel")]
-    UserStack,
     /// A stack that is not known.
     #[error("no stack is called \"{0}\"; use auto, kernel or user")]
     UnknownStack(String),

@@ -19,27 +19,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use relay_control::agent::Identity;
-use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::TcpStream;
 
 use crate::Error;
 use proto::HostKey;
 
 /// A connection outlives the sleep of its client's machine, if it is not longer (coder_facts §3.3).
-const SLEEP: Duration = Duration::from_secs(72 * 3600);
-
-/// Has the kernel keep a connection whose other end does not answer for a while, as that of a
-/// laptop does not that sleeps. Who has gone for good is found by the server's own questions.
-pub(crate) fn outlast_sleep(stream: &TcpStream) {
-    let socket = SockRef::from(stream);
-    let set = socket
-        .set_keepalive(false)
-        .and_then(|()| socket.set_tcp_user_timeout(Some(SLEEP)));
-    if let Err(error) = set {
-        tracing::debug!(%error, "an SSH connection will end when its client sleeps for long");
-    }
-}
+/// Who has gone for good is found by the server's own questions.
+pub(crate) const SLEEP: Duration = Duration::from_secs(72 * 3600);
 
 /// The ports of the tunnel on which it is served.
 pub(crate) const PORTS: [u16; 2] = [1, 22];
@@ -127,22 +114,5 @@ impl Server {
         if let Err(error) = connection::run(stream, self, peer).await {
             tracing::debug!(%error, "an SSH connection ended");
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[tokio::test]
-    async fn a_connection_outlives_its_clients_sleep() {
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.local_addr().unwrap();
-        let stream = TcpStream::connect(address).await.unwrap();
-        SockRef::from(&stream).set_keepalive(true).unwrap();
-        outlast_sleep(&stream);
-        let socket = SockRef::from(&stream);
-        assert!(!socket.keepalive().unwrap());
-        assert_eq!(socket.tcp_user_timeout().unwrap(), Some(SLEEP));
     }
 }

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use futures_util::future::BoxFuture;
-use relay_tunnel::endpoint::{Endpoint, EndpointConfig};
+use relay_tunnel::endpoint::{Endpoint, EndpointConfig, StackChoice};
 use relay_tunnel::path::PathState;
 use relay_tunnel::stack::NetHelper;
 use relay_wire::addr::agent_address;
@@ -43,6 +43,8 @@ pub(crate) struct Setup {
     pub(crate) force_websockets: bool,
     /// How long to look for an answer to a small message before sleeping.
     pub(crate) busy_poll: Duration,
+    /// The TCP/IP stack inside the tunnels.
+    pub(crate) stack: StackChoice,
     /// Where packets are moved.
     pub(crate) lane: Handle,
     /// Loops that share the agents among them.
@@ -154,6 +156,7 @@ fn start(
         loops: setup.loops,
         keepalive: true,
         busy_poll: setup.busy_poll,
+        stack: setup.stack,
         ..EndpointConfig::new(node, disco, vec![agent_address(&id)])
     };
     let (endpoint, events) = {

@@ -19,8 +19,10 @@ mod receive;
 mod state;
 mod timers;
 
+use std::io::{IoSlice, IoSliceMut};
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 pub use open::Request;
 pub use output::Transmit;
@@ -78,6 +80,7 @@ pub struct Connection {
     /// A probe of an idle peer or of a closed window is to be sent.
     empty_probe: bool,
     linger: Option<Instant>,
+    user_timeout: Duration,
 
     buffer: SendBuffer,
     recovery: Recovery,
@@ -102,6 +105,8 @@ pub struct Connection {
     /// One past the highest position offered to the peer; it never moves back.
     receive_edge: u64,
     receive_limit: u64,
+    /// To what `receive_limit` may grow.
+    receive_max: u64,
     tuning: Tuning,
     fin_at: Option<u64>,
     fin_taken: bool,
@@ -186,6 +191,8 @@ impl Connection {
             receive_start: 0,
             receive_edge: 0,
             receive_limit: config.receive_buffer.min(config.receive_buffer_max),
+            receive_max: config.receive_buffer_max,
+            user_timeout: config.user_timeout,
             tuning: Tuning::new(now),
             fin_at: None,
             fin_taken: false,
@@ -251,16 +258,39 @@ impl Connection {
     /// [`Error::NotOpen`](crate::Error::NotOpen) after the sending side was shut down or the
     /// connection ended.
     pub fn write(&mut self, data: &[u8]) -> Result<usize, crate::Error> {
-        let is_open = matches!(
-            self.state,
-            State::SynSent | State::SynReceived | State::Established | State::CloseWait
-        );
-        if !is_open || self.fin_queued {
+        if !self.is_writable() {
             return Err(crate::Error::NotOpen);
         }
         let count = self.buffer.push(data, self.send_limit());
         self.write_blocked |= count < data.len();
         Ok(count)
+    }
+
+    /// Lends room for at most `most` bytes to send to `fill`, which returns what it likes and how
+    /// many it wrote, so that they are read from elsewhere right to where they are sent from. Nothing when there is no
+    /// room, and [`Events::writable`] tells when to try again.
+    ///
+    /// # Errors
+    /// [`Error::NotOpen`](crate::Error::NotOpen) as for [`write`](Self::write).
+    pub fn write_with<R, E>(
+        &mut self,
+        most: usize,
+        fill: impl FnOnce(&mut [IoSliceMut<'_>]) -> Result<(R, usize), E>,
+    ) -> Result<Option<Result<(R, usize), E>>, crate::Error> {
+        if !self.is_writable() {
+            return Err(crate::Error::NotOpen);
+        }
+        let outcome = self.buffer.push_with(most, self.send_limit(), fill);
+        self.write_blocked |= outcome.is_none();
+        Ok(outcome)
+    }
+
+    fn is_writable(&self) -> bool {
+        let is_open = matches!(
+            self.state,
+            State::SynSent | State::SynReceived | State::Established | State::CloseWait
+        );
+        is_open && !self.fin_queued
     }
 
     /// Bytes the send buffer may hold: as much as is in flight, and as much again.
@@ -284,6 +314,12 @@ impl Connection {
     /// Bytes that can be read now, as far as they lie side by side; none: all is read.
     pub fn peek(&self) -> &[u8] {
         self.receive.peek()
+    }
+
+    /// Lends what can be read to `take`, in as many pieces as it lies in, at most
+    /// [`MOST_SLICES`](crate::MOST_SLICES). Nothing is read by that.
+    pub fn peek_with<R>(&self, take: impl FnOnce(&[IoSlice<'_>]) -> R) -> R {
+        self.receive.peek_with(take)
     }
 
     /// Counts `count` of the bytes of [`peek`](Self::peek) as read.
@@ -355,6 +391,19 @@ impl Connection {
         self.finish(CloseReason::Aborted);
     }
 
+    /// Lets data stay without acknowledgement for so long from now on, instead of
+    /// [`Config::user_timeout`].
+    pub fn set_user_timeout(&mut self, longest: Duration) {
+        self.user_timeout = longest;
+    }
+
+    /// Bounds to what the receive buffer may grow from now on. What was offered to the peer stays
+    /// offered.
+    pub fn set_receive_max(&mut self, bytes: u64) {
+        self.receive_max = bytes.min(self.config.receive_buffer_max);
+        self.receive_limit = self.receive_limit.min(self.receive_max);
+    }
+
     /// Lets the connection carry packets of up to `mtu` bytes from now on. Segments in flight that
     /// are longer are sent again.
     pub fn set_mtu(&mut self, now: Instant, mtu: u16) {
@@ -376,8 +425,9 @@ impl Connection {
         self.buffer.clear();
         self.recovery.forget();
         match reason {
-            CloseReason::Finished => self.receive.close(),
-            _ => self.receive.clear(),
+            CloseReason::Aborted => self.receive.clear(),
+            // What came before the end can still be read, whatever the end.
+            _ => self.receive.close(),
         }
     }
 

@@ -228,7 +228,7 @@ impl Connection {
         let elapsed = now.since(self.tuning.since);
         let is_scarce = self.receive.pool().is_scarce();
         if elapsed > SHRINK_AFTER || is_scarce {
-            self.receive_limit = config.receive_buffer.min(config.receive_buffer_max);
+            self.receive_limit = config.receive_buffer.min(self.receive_max);
         }
         self.tuning.bytes += read;
         let round = self
@@ -240,11 +240,7 @@ impl Connection {
             return;
         }
         if !is_scarce {
-            let wanted = self
-                .tuning
-                .bytes
-                .saturating_mul(8)
-                .min(config.receive_buffer_max);
+            let wanted = self.tuning.bytes.saturating_mul(8).min(self.receive_max);
             self.receive_limit = self.receive_limit.max(wanted);
         }
         self.tuning = Tuning::new(now);

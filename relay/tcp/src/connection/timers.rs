@@ -80,7 +80,7 @@ impl Connection {
 
     fn check_handshake(&mut self, now: Instant) {
         let waits = self.handshake.due.is_some_and(|due| due <= now);
-        if waits && now.since(self.handshake.started) >= self.config.user_timeout {
+        if waits && now.since(self.handshake.started) >= self.user_timeout {
             self.give_up();
         }
     }
@@ -156,7 +156,7 @@ impl Connection {
     }
 
     fn is_given_up(&self, now: Instant, since: Instant) -> bool {
-        let patience = self.config.user_timeout;
+        let patience = self.user_timeout;
         patience != Duration::MAX && now.since(since) >= patience
     }
 

@@ -50,6 +50,7 @@ impl Stack {
     fn handle_of(&mut self, now: Instant, id: ConnectionId, segment: &Segment<'_>) {
         if let Some(entry) = self.table.get(id) {
             entry.connection.handle_segment(now, segment);
+            self.announce(id);
             self.make_ready(id);
         }
     }

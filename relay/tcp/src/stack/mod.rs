@@ -21,6 +21,7 @@ mod requests;
 mod table;
 
 use std::collections::{BTreeMap, VecDeque};
+use std::io::{IoSlice, IoSliceMut};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
@@ -31,7 +32,7 @@ pub use table::ConnectionId;
 use crate::connection::{Connection, Events, State, Tuple};
 use crate::pool::Pool;
 use crate::time::Instant;
-use crate::{Config, Error};
+use crate::{Algorithm, Config, Error};
 
 use output::Timers;
 use requests::Requests;
@@ -100,6 +101,14 @@ pub enum Event {
     },
 }
 
+/// What is known about the way to a peer.
+#[derive(Debug, Clone, Copy, Default)]
+struct Way {
+    mtu: Option<u16>,
+    algorithm: Option<Algorithm>,
+    receive_max: Option<u64>,
+}
+
 /// Many connections between addresses of this end and peers.
 #[derive(Debug)]
 pub struct Stack {
@@ -120,7 +129,7 @@ pub struct Stack {
     time_wait: VecDeque<ConnectionId>,
     /// Writers that found no memory.
     starved: Vec<ConnectionId>,
-    mtus: BTreeMap<IpAddr, u16>,
+    ways: BTreeMap<IpAddr, Way>,
     next_port: u32,
 }
 
@@ -140,7 +149,7 @@ impl Stack {
             replies: VecDeque::new(),
             time_wait: VecDeque::new(),
             starved: Vec::new(),
-            mtus: BTreeMap::new(),
+            ways: BTreeMap::new(),
             next_port: secret.number(&FIRST_PORT) as u32,
             secret,
             config,
@@ -192,6 +201,11 @@ impl Stack {
         Ok(())
     }
 
+    /// Forgets `request` without an answer: the peer asks again.
+    pub fn ignore(&mut self, request: RequestId) {
+        self.requests.take(request);
+    }
+
     /// The next thing that happened.
     pub fn poll_event(&mut self) -> Option<Event> {
         if let Some(event) = self.notes.pop_front() {
@@ -225,6 +239,39 @@ impl Stack {
             self.make_ready(id);
         }
         Ok(count)
+    }
+
+    /// See [`Connection::write_with`].
+    ///
+    /// # Errors
+    /// [`Error::Gone`], [`Error::NotOpen`].
+    pub fn write_with<R, E>(
+        &mut self,
+        id: ConnectionId,
+        most: usize,
+        fill: impl FnOnce(&mut [IoSliceMut<'_>]) -> Result<(R, usize), E>,
+    ) -> Result<Option<Result<(R, usize), E>>, Error> {
+        let entry = self.table.get(id).ok_or(Error::Gone)?;
+        let outcome = entry.connection.write_with(most, fill)?;
+        match &outcome {
+            None if entry.connection.is_flushed() => self.starved.push(id),
+            Some(Ok((_, 1..))) => self.make_ready(id),
+            _ => {}
+        }
+        Ok(outcome)
+    }
+
+    /// See [`Connection::peek_with`].
+    ///
+    /// # Errors
+    /// [`Error::Gone`].
+    pub fn peek_with<R>(
+        &mut self,
+        id: ConnectionId,
+        take: impl FnOnce(&[IoSlice<'_>]) -> R,
+    ) -> Result<R, Error> {
+        let entry = self.table.get(id).ok_or(Error::Gone)?;
+        Ok(entry.connection.peek_with(take))
     }
 
     /// See [`Connection::peek`].
@@ -289,6 +336,28 @@ impl Stack {
         }
     }
 
+    /// See [`Connection::set_user_timeout`].
+    pub fn set_user_timeout(&mut self, id: ConnectionId, longest: Duration) {
+        if let Some(entry) = self.table.get(id) {
+            entry.connection.set_user_timeout(longest);
+        }
+    }
+
+    /// The congestion control of connections to `peer` that are opened from now on, and to what
+    /// the receive buffers of all of them may grow.
+    pub fn set_way(&mut self, peer: IpAddr, algorithm: Algorithm, receive_max: u64) {
+        let way = self.ways.entry(peer).or_default();
+        way.algorithm = Some(algorithm);
+        if way.receive_max.replace(receive_max) == Some(receive_max) {
+            return;
+        }
+        for id in self.table.of_peer(peer) {
+            if let Some(entry) = self.table.get(id) {
+                entry.connection.set_receive_max(receive_max);
+            }
+        }
+    }
+
     /// A connection, to ask it something.
     pub fn connection(&mut self, id: ConnectionId) -> Option<&Connection> {
         self.table.get(id).map(|entry| &*entry.connection)
@@ -297,7 +366,7 @@ impl Stack {
     /// The largest packet the way to `peer` carries from now on. Connections follow at once: what
     /// is in flight and too large is sent again.
     pub fn set_mtu(&mut self, now: Instant, peer: IpAddr, mtu: u16) {
-        self.mtus.insert(peer, mtu);
+        self.ways.entry(peer).or_default().mtu = Some(mtu);
         for id in self.table.of_peer(peer) {
             if let Some(entry) = self.table.get(id) {
                 entry.connection.set_mtu(now, mtu);
@@ -308,7 +377,7 @@ impl Stack {
 
     /// Forgets what was said of `peer`, and resets its connections without telling it.
     pub fn forget_peer(&mut self, peer: IpAddr) {
-        self.mtus.remove(&peer);
+        self.ways.remove(&peer);
         self.notes
             .extend(self.requests.forget(peer).map(Event::Withdrawn));
         for id in self.table.of_peer(peer) {
@@ -334,6 +403,11 @@ impl Stack {
         self.pool.used()
     }
 
+    /// Gives memory that no buffer has back to the system.
+    pub fn trim(&mut self) {
+        self.pool.trim();
+    }
+
     fn check_room(&self) -> Result<(), Error> {
         match self.table.len() - self.time_wait.len() < self.config.max_connections {
             true => Ok(()),
@@ -341,20 +415,26 @@ impl Stack {
         }
     }
 
-    fn open(&mut self, connection: Connection) -> ConnectionId {
+    fn open(&mut self, mut connection: Connection) -> ConnectionId {
+        let way = self.ways.get(&connection.tuple().remote.ip());
+        if let Some(most) = way.and_then(|way| way.receive_max) {
+            connection.set_receive_max(most);
+        }
         let id = self.table.insert(connection);
         self.make_ready(id);
         id
     }
 
     fn config_for(&self, peer: IpAddr) -> Arc<Config> {
-        match self.mtus.get(&peer) {
-            Some(&mtu) if mtu != self.connection.mtu => Arc::new(Config {
-                mtu,
-                ..Config::clone(&self.connection)
-            }),
-            _ => self.connection.clone(),
-        }
+        let Some(way) = self.ways.get(&peer) else {
+            return self.connection.clone();
+        };
+        let usual = &self.connection;
+        Arc::new(Config {
+            mtu: way.mtu.unwrap_or(usual.mtu),
+            algorithm: way.algorithm.unwrap_or(usual.algorithm),
+            ..Config::clone(usual)
+        })
     }
 
     /// A tuple that no connection has; one in TIME-WAIT makes room if there is no other.
@@ -386,6 +466,18 @@ impl Stack {
         let (id, tuple) = in_time_wait?;
         self.remove(id);
         Some(tuple)
+    }
+
+    /// Lists a connection whose owner has to know something.
+    fn announce(&mut self, id: ConnectionId) {
+        if let Some(entry) = self.table.get(id)
+            && entry.connection.has_events()
+            && !entry.announced
+            && !entry.released
+        {
+            entry.announced = true;
+            self.changed.push_back(id);
+        }
     }
 
     fn make_ready(&mut self, id: ConnectionId) {

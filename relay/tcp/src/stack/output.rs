@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::{ConnectionId, Event, Stack};
 use crate::connection::{State, Transmit};
-use crate::emit::PacketSink;
+use crate::emit::{Bursts, One, PacketSink};
 use crate::segment::Ip;
 use crate::time::Instant;
 
@@ -46,9 +46,19 @@ impl Stack {
         now: Instant,
         sink: &mut dyn PacketSink,
     ) -> Option<(IpAddr, Transmit)> {
+        self.transmit(now, &mut One(sink))
+    }
+
+    /// The same, for an owner that has a burst for each peer.
+    pub fn transmit(
+        &mut self,
+        now: Instant,
+        bursts: &mut dyn Bursts,
+    ) -> Option<(IpAddr, Transmit)> {
         if let Some(reply) = self.replies.pop_front() {
             let peer = Ip::parse(&reply, false).ok()?.destination;
-            sink.packet(reply.len()).copy_from_slice(&reply);
+            let room = bursts.burst_to(peer).packet(reply.len());
+            room.copy_from_slice(&reply);
             let bytes = reply.len();
             return Some((peer, Transmit { packets: 1, bytes }));
         }
@@ -56,9 +66,9 @@ impl Stack {
             let Some(entry) = self.table.get(id) else {
                 continue;
             };
-            let sent = entry.connection.poll_transmit(now, sink);
+            let peer = entry.connection.tuple().remote.ip();
+            let sent = entry.connection.poll_transmit(now, bursts.burst_to(peer));
             if let Some(sent) = sent {
-                let peer = entry.connection.tuple().remote.ip();
                 self.ready.push_back(id);
                 return Some((peer, sent));
             }
@@ -73,17 +83,19 @@ impl Stack {
         !self.ready.is_empty() || !self.replies.is_empty()
     }
 
+    /// Whether there are events for [`poll_event`](Self::poll_event).
+    pub fn wants_to_tell(&self) -> bool {
+        !self.changed.is_empty() || !self.notes.is_empty()
+    }
+
     /// Notes what a connection that has nothing to send now waits for, and what its owner has to
     /// know; forgets it if it is over.
     fn settle(&mut self, id: ConnectionId) {
+        self.announce(id);
         let Some(entry) = self.table.get(id) else {
             return;
         };
         let state = entry.connection.state();
-        if entry.connection.has_events() && !entry.announced && !entry.released {
-            entry.announced = true;
-            self.changed.push_back(id);
-        }
         if let Some((at, _)) = entry.connection.poll_timeout()
             && entry.timer.is_none_or(|set| at < set)
         {
@@ -133,6 +145,7 @@ impl Stack {
             }
             entry.timer = None;
             entry.connection.handle_timeout(now);
+            self.announce(id);
             self.make_ready(id);
         }
         while let Some(id) = self.requests.expire(now) {

@@ -8,6 +8,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::driver::Driver;
 use super::handle::{PeerStats, Pong};
+use super::local::Local;
 use super::node::PeerNode;
 use super::peers::Gone;
 use super::streams;
@@ -121,7 +122,7 @@ impl Driver {
             endpoints: node.endpoints.clone(),
             features: node.features,
         };
-        let takes = node.takes_early_data() && self.stack.takes_early_data();
+        let takes = node.takes_early_data() && self.local.takes_early_data();
         let addresses = node.addresses.clone();
         let (index, replaced) = self
             .peers
@@ -131,7 +132,7 @@ impl Driver {
             self.nudge(&gone);
             self.common.early.set(&gone.addresses, false);
             for address in &gone.addresses {
-                self.stack.set_peer_mtu(*address, BASE_MTU);
+                self.local.set_peer_mtu(now, *address, BASE_MTU);
             }
             if old != id {
                 self.forget_id(old);
@@ -140,7 +141,7 @@ impl Driver {
             }
         }
         for address in &addresses {
-            self.stack.add_peer(*address);
+            self.local.add_peer(*address);
         }
         self.common.early.set(&addresses, takes);
         self.paths.upsert_peer(id, info, now);
@@ -157,7 +158,7 @@ impl Driver {
         self.nudge(&gone);
         self.common.early.set(&gone.addresses, false);
         for address in &gone.addresses {
-            self.stack.remove_peer(*address);
+            self.local.remove_peer(*address);
         }
         self.forget_id(id);
     }
@@ -167,8 +168,14 @@ impl Driver {
         self.set_state(id, PathState::None);
     }
 
-    /// Makes the kernel find out that the streams to a node that is gone are dead.
+    /// Ends the streams to a node that is gone, or makes the kernel find out that they are dead.
     fn nudge(&mut self, gone: &Gone) {
+        if let Local::User(user) = &mut self.local {
+            gone.addresses
+                .iter()
+                .for_each(|peer| user.forget_peer(*peer));
+            return;
+        }
         for peer in &gone.addresses {
             for own_address in &self.addresses {
                 for (own, theirs) in &gone.streams {

@@ -20,6 +20,7 @@ use super::commands::Command;
 use super::early::Early;
 use super::exchange::Seat;
 use super::handle::{Pong, States};
+use super::local::Local;
 use super::node::{FEATURE_EARLY_DATA, FEATURES, LocalNode};
 use super::peers::Peers;
 use super::relays::{Connections, Detour, Received, Relays};
@@ -27,7 +28,7 @@ use super::{EndpointConfig, Event, IDLE};
 use crate::Error;
 use crate::datagram::{self, Datagram, Delivery, Fragments, Outbox, Reassembler};
 use crate::path::{self, PathConfig, PathState, Paths, PeerId};
-use crate::stack::{Injection, KernelStack, Tun};
+use crate::stack::Injection;
 use crate::udp::{ReceiveBuffers, UdpSocket};
 use crate::wireguard::{Identity, Opened};
 
@@ -70,8 +71,7 @@ pub(super) struct Driver {
     pub(super) addresses: Vec<Ipv6Addr>,
     pub(super) keepalive: bool,
     pub(super) udp: UdpSocket,
-    pub(super) tun: Tun,
-    pub(super) stack: KernelStack,
+    pub(super) local: Local,
     pub(super) peers: Peers,
     pub(super) paths: Paths,
     pub(super) relays: Relays,
@@ -126,8 +126,8 @@ impl Driver {
     pub(super) fn new(
         config: EndpointConfig,
         udp: UdpSocket,
-        tun: Tun,
-        stack: KernelStack,
+        local: Local,
+        injections: mpsc::UnboundedReceiver<Injection>,
         channels: Channels,
     ) -> Driver {
         let public = config.node.public();
@@ -139,7 +139,7 @@ impl Driver {
             addresses: config.addresses.clone(),
             endpoints: Vec::new(),
             latency: Default::default(),
-            features: if stack.takes_early_data() {
+            features: if local.takes_early_data() {
                 FEATURES | FEATURE_EARLY_DATA
             } else {
                 FEATURES
@@ -175,10 +175,9 @@ impl Driver {
             identity,
             addresses: config.addresses,
             keepalive: config.keepalive,
-            injections: stack.injections(),
+            injections,
             udp,
-            tun,
-            stack,
+            local,
             peers: Peers::of_loop(number),
             paths,
             relays,
@@ -222,7 +221,7 @@ impl Driver {
             self.set_sleep(&mut sleep, &mut sleeps_until);
             let wake = tokio::select! {
                 _ = self.udp.readable() => Wake::Packets,
-                _ = self.tun.readable(), if !self.tun_failed => Wake::Packets,
+                () = self.local.readable(self.tun_failed) => Wake::Packets,
                 _ = self.relayed.recv_many(&mut relayed, BATCH), if first => Wake::Relayed,
                 _ = self.outbox.recv_many(&mut datagrams, BATCH) => Wake::Datagrams,
                 count = self.inbox.recv_many(&mut commands, BATCH) => Wake::Commands(count),
@@ -255,7 +254,7 @@ impl Driver {
             relayed.clear();
             worked |= self.take_udp(now);
             // Answers and acknowledgements that the kernel makes of what came in go out at once.
-            worked |= self.take_tun(now);
+            worked |= self.take_tun(now) | self.take_user(now);
             self.flush(now).await;
             self.handle_events(now);
             self.flush(now).await;
@@ -287,6 +286,7 @@ impl Driver {
             idle,
             fragments,
             interfaces,
+            self.local.poll_timeout(Instant::now()),
         ];
         let next = next.into_iter().flatten().min_by_key(|(at, _)| *at);
         let (at, reason) = next.unwrap_or((Instant::now() + Duration::from_secs(3600), "nothing"));
@@ -315,6 +315,7 @@ impl Driver {
             self.opened.release();
             self.scratch = Vec::new();
             self.to_tun = Vec::new();
+            self.local.release();
             self.peers.iter_mut().for_each(super::peers::Slot::release);
         }
     }
@@ -355,7 +356,7 @@ impl Driver {
                     self.tell(Event::Path { peer, state });
                     self.path_returned(peer, now);
                 }
-                path::Event::Mtu { peer, mtu } => self.set_mtu(peer, mtu),
+                path::Event::Mtu { peer, mtu } => self.set_mtu(peer, mtu, now),
                 path::Event::Pong { tx, rtt, via } => {
                     if let Some(done) = self.disco.remove(&tx) {
                         let _ = done.send(Ok(Pong { rtt, via }));
@@ -381,7 +382,7 @@ impl Driver {
         self.common.early.moved(&slot.node.addresses, rtt);
         for address in &slot.node.addresses {
             let near = rtt.is_some_and(|rtt| rtt < super::early::LONG);
-            self.stack.set_peer_near(*address, near);
+            self.local.set_peer_near(*address, near);
         }
         let address = slot.node.addresses.first().copied();
         if let (PathState::Relayed(..), Some(remote)) = (state, address)
@@ -406,7 +407,7 @@ impl Driver {
         }
     }
 
-    fn set_mtu(&mut self, peer: PeerId, mtu: u16) {
+    fn set_mtu(&mut self, peer: PeerId, mtu: u16, now: Instant) {
         let Some(index) = self.peers.index_of_id(peer) else {
             return;
         };
@@ -420,7 +421,7 @@ impl Driver {
             }
             slot.mtu = mtu;
             for address in &slot.node.addresses {
-                self.stack.set_peer_mtu(*address, mtu);
+                self.local.set_peer_mtu(now, *address, mtu);
             }
         }
     }

@@ -20,7 +20,7 @@ use super::node::{LocalNode, PeerNode};
 use crate::Error;
 use crate::datagram::{Datagram, Datagrams, Flow};
 use crate::path::{PathState, PeerId, Via};
-use crate::stack::{Incoming, KernelStack};
+use crate::stack::{Incoming, Stream, Streams};
 
 /// Commands that may wait for the loop.
 pub(super) const COMMANDS: usize = 64;
@@ -68,7 +68,7 @@ pub(super) struct Parts {
 #[derive(Debug)]
 pub(super) struct Loop {
     pub(super) commands: mpsc::Sender<Command>,
-    pub(super) stack: KernelStack,
+    pub(super) stack: Streams,
 }
 
 /// The answer to a disco ping.
@@ -158,14 +158,20 @@ impl Endpoint {
         Ok(self.connect_with(remote, &[]).await?.0)
     }
 
-    /// Opens a TCP stream through the tunnel whose first bytes travel with its first packet if
-    /// both ends can, and says how many of `first` did. The other end may act on them even when
-    /// this fails later: never send them again by yourself.
+    /// The same as [`open`](Self::open), as a socket.
     pub async fn connect_with(
         &self,
         remote: SocketAddrV6,
         first: &[u8],
     ) -> io::Result<(TcpStream, usize)> {
+        let (stream, taken) = self.open(remote, first).await?;
+        Ok((stream.into_socket()?, taken))
+    }
+
+    /// Opens a TCP stream through the tunnel whose first bytes travel with its first packet if
+    /// both ends can, and says how many of `first` did. The other end may act on them even when
+    /// this fails later: never send them again by yourself.
+    pub async fn open(&self, remote: SocketAddrV6, first: &[u8]) -> io::Result<(Stream, usize)> {
         let (stack, early) = (self.stack_to(*remote.ip()), &self.inner.parts.early);
         let first = if early.takes(*remote.ip()) {
             first
@@ -174,11 +180,11 @@ impl Endpoint {
         };
         let began = Instant::now();
         let source = self.inner.parts.source;
-        let connected = stack.connect_with(source, remote, first).await?;
+        let opened = stack.open(source, remote, first).await?;
         let now = Instant::now();
         early.answered(*remote.ip(), now - began);
         early.took(*remote.ip(), now.into_std());
-        Ok(connected)
+        Ok(opened)
     }
 
     /// Whether the first bytes of a stream to `remote` should go with its first packet: both ends
@@ -192,9 +198,7 @@ impl Endpoint {
 
     /// Streams that peers want. The first call makes the endpoint accept them.
     pub fn incoming(&self) -> mpsc::Receiver<Incoming> {
-        let loops = self.inner.parts.loops.iter();
-        let stacks: Vec<KernelStack> = loops.map(|one| one.stack.clone()).collect();
-        KernelStack::incoming_of(&stacks)
+        Streams::incoming_of(self.inner.parts.loops.iter().map(|one| &one.stack))
     }
 
     /// The same loop by loop, with the runtime of each: streams that are served there share a thread
@@ -202,7 +206,7 @@ impl Endpoint {
     pub fn incoming_by_loop(&self) -> Vec<(Handle, mpsc::Receiver<Incoming>)> {
         let stacks = self.inner.parts.loops.iter().map(|one| &one.stack);
         stacks
-            .map(|stack| (stack.runtime().clone(), stack.incoming()))
+            .map(|stack| (stack.runtime().clone(), Streams::incoming_of([stack])))
             .collect()
     }
 
@@ -296,7 +300,7 @@ impl Endpoint {
         home.unwrap_or(FIRST)
     }
 
-    fn stack_to(&self, address: Ipv6Addr) -> &KernelStack {
+    fn stack_to(&self, address: Ipv6Addr) -> &Streams {
         &self.inner.parts.loops[self.home_of_address(address)].stack
     }
 

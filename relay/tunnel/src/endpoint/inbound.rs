@@ -7,6 +7,7 @@ use std::time::Instant;
 use relay_wire::tsmp::{self, Tsmp};
 
 use super::driver::Driver;
+use super::local::Local;
 use super::peers::{Peers, Slot};
 use super::relays::Received;
 use super::streams;
@@ -109,7 +110,7 @@ impl Driver {
                         self.take_datagram(&whole);
                     }
                 }
-                _ => match self.stack.inspect(packet) {
+                _ => match self.inspect(packet) {
                     Verdict::Pass => {
                         self.note_opening(index, packet);
                         batch.push(packet);
@@ -120,18 +121,35 @@ impl Driver {
                 },
             }
         }
-        if !batch.is_empty()
-            && let Err(error) = self.tun.write_batch(&batch)
-        {
-            tracing::debug!(%error, "writing to the TUN device");
+        if !batch.is_empty() {
+            self.write_batch(&batch, now);
         }
         drop(batch);
         opened.clear();
         self.opened = opened;
     }
 
+    fn inspect(&self, packet: &[u8]) -> Verdict {
+        match &self.local {
+            Local::Kernel(_, stack) => stack.inspect(packet),
+            Local::User(_) => Verdict::Pass,
+        }
+    }
+
+    fn write_batch(&mut self, batch: &[&[u8]], now: Instant) {
+        match &mut self.local {
+            Local::Kernel(tun, _) => {
+                if let Err(error) = tun.write_batch(batch) {
+                    tracing::debug!(%error, "writing to the TUN device");
+                }
+            }
+            Local::User(user) => user.handle_packets(now, batch.iter().copied()),
+        }
+    }
+
     fn note_opening(&mut self, index: u32, packet: &[u8]) {
-        if let Some((theirs, own)) = streams::opening(packet)
+        if matches!(self.local, Local::Kernel(..))
+            && let Some((theirs, own)) = streams::opening(packet)
             && let Some(slot) = self.peers.get_mut(index)
         {
             slot.note_stream(own, theirs);

@@ -13,10 +13,11 @@ use super::driver::{Channels, Common, Driver};
 use super::early::Early;
 use super::exchange::{Exchange, Seat};
 use super::handle::{self, Endpoint, Loop};
+use super::local::Local;
 use super::{EVENTS, EndpointConfig, EndpointEvents, StackChoice};
 use crate::Error;
 use crate::datagram::{Datagrams, Home, Outbox};
-use crate::stack::{self, Device, NetHelper, StackOptions};
+use crate::stack::{self, Device, Injection, NetHelper, StackOptions, Streams, UserOptions};
 use crate::udp::{UdpOffloads, UdpSocket};
 
 /// The most loops of one endpoint.
@@ -35,9 +36,6 @@ pub fn start(
     config: EndpointConfig,
     helper: NetHelper,
 ) -> Result<(Endpoint, EndpointEvents), Error> {
-    if config.stack == StackChoice::User {
-        return Err(Error::UserStack);
-    }
     let udp = bind(&config, config.udp_port.unwrap_or(0))?;
     let options = StackOptions {
         mtu: config.max_mtu,
@@ -46,8 +44,9 @@ pub fn start(
         udp_receive_buffer: udp.receive_buffer() / 2,
     };
     let loops = config.loops.clamp(1, MAX_LOOPS);
-    let mut devices = stack::set_up(helper, &config.addresses, options, loops)?.into_iter();
-    let (exchange, mut seats) = match devices.len() {
+    let (bases, without_kernel) = choose(&config, helper, options, loops)?;
+    let mut bases = bases.into_iter();
+    let (exchange, mut seats) = match bases.len() {
         0 | 1 => (None, Vec::new()),
         several => {
             let (exchange, seats) = Exchange::new(several);
@@ -59,7 +58,7 @@ pub fn start(
     let home = exchange.clone().map(|exchange| -> Home {
         Arc::new(move |address| exchange.directory.home_of_address(address).unwrap_or(0))
     });
-    let (datagrams, outboxes, delivery) = Datagrams::of_loops(source, devices.len(), home);
+    let (datagrams, outboxes, delivery) = Datagrams::of_loops(source, bases.len(), home);
     let (events, receiver) = mpsc::channel(EVENTS);
     let (node, node_watch) = watch::channel(None);
     let common = Common {
@@ -75,7 +74,7 @@ pub fn start(
     let mut part = || -> Option<Part> {
         Some(Part {
             config: config.clone(),
-            device: devices.next()?,
+            base: bases.next()?,
             outbox: outboxes.next()?,
             seat: seats.next(),
             common: common.clone(),
@@ -84,10 +83,15 @@ pub fn start(
     // There is one device at least.
     let first = part().ok_or(Error::Closed)?;
     let others: Vec<Part> = std::iter::from_fn(&mut part).collect();
-    let (own, driver) = first.open(udp)?;
+    let (own, mut driver) = first.open(udp)?;
     let mut loops = vec![own];
     for other in others {
         loops.push(on_thread(other)?);
+    }
+    if let Some(reason) = without_kernel {
+        driver.warn(format!(
+            "the tunnel uses relay's own TCP (--stack user), since the kernel's cannot be had: {reason}"
+        ));
     }
     let task = tokio::spawn(driver.run());
     let endpoint = Endpoint::new(handle::Parts {
@@ -103,6 +107,37 @@ pub fn start(
     Ok((endpoint, receiver))
 }
 
+/// What a loop's stack is made from.
+enum Base {
+    Kernel(Device),
+    User(UserOptions),
+}
+
+/// The stacks of the loops; and why they are not the kernel's, where that was not asked for.
+fn choose(
+    config: &EndpointConfig,
+    helper: NetHelper,
+    options: StackOptions,
+    loops: u8,
+) -> Result<(Vec<Base>, Option<String>), Error> {
+    let user = || {
+        let options = UserOptions {
+            addresses: config.addresses.clone(),
+            udp_receive_buffer: options.udp_receive_buffer,
+        };
+        (0..loops).map(|_| Base::User(options.clone())).collect()
+    };
+    if config.stack == StackChoice::User {
+        return Ok((user(), None));
+    }
+    match stack::set_up(helper, &config.addresses, options, loops) {
+        Ok(devices) => Ok((devices.into_iter().map(Base::Kernel).collect(), None)),
+        Err(error) if config.stack == StackChoice::Kernel => Err(error),
+        Err(Error::KernelStack { reason }) => Ok((user(), Some(reason))),
+        Err(error) => Ok((user(), Some(error.to_string()))),
+    }
+}
+
 fn bind(config: &EndpointConfig, port: u16) -> Result<UdpSocket, Error> {
     let offloads = UdpOffloads {
         segmentation: config.offloads.udp_send,
@@ -111,10 +146,30 @@ fn bind(config: &EndpointConfig, port: u16) -> Result<UdpSocket, Error> {
     UdpSocket::bind(port, offloads)
 }
 
+impl Base {
+    fn open(self) -> Result<(Local, Streams, mpsc::UnboundedReceiver<Injection>), Error> {
+        Ok(match self {
+            Base::Kernel(device) => {
+                let (tun, stack) = device.open()?;
+                let injections = stack.injections();
+                let local = Local::Kernel(tun, stack.clone());
+                (local, Streams::Kernel(stack), injections)
+            }
+            Base::User(options) => {
+                let (user, stack) = stack::open_user(options);
+                // Its packets wait in itself.
+                let (_, injections) = mpsc::unbounded_channel();
+                let local = Local::User(Box::new(user));
+                (local, Streams::User(stack), injections)
+            }
+        })
+    }
+}
+
 /// What one loop is made of, before a runtime watches any of it.
 struct Part {
     config: EndpointConfig,
-    device: Device,
+    base: Base,
     outbox: Outbox,
     seat: Option<Seat>,
     common: Common,
@@ -123,7 +178,7 @@ struct Part {
 impl Part {
     /// Opens the loop in the runtime that runs the caller.
     fn open(self, udp: UdpSocket) -> Result<(Loop, Driver), Error> {
-        let (tun, stack) = self.device.open()?;
+        let (local, stack, injections) = self.base.open()?;
         let (commands, inbox) = mpsc::channel::<Command>(handle::COMMANDS);
         let channels = Channels {
             inbox,
@@ -132,7 +187,7 @@ impl Part {
             seat: self.seat,
             common: self.common,
         };
-        let driver = Driver::new(self.config, udp, tun, stack.clone(), channels);
+        let driver = Driver::new(self.config, udp, local, injections, channels);
         Ok((Loop { commands, stack }, driver))
     }
 }

@@ -10,6 +10,7 @@ mod early;
 mod exchange;
 mod handle;
 mod inbound;
+mod local;
 mod loops;
 mod node;
 mod others;
@@ -45,7 +46,7 @@ pub const BUSY_POLL: u64 = 100;
 /// Which TCP/IP stack turns packets into streams.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum StackChoice {
-    /// The best one that works here.
+    /// The kernel's where it works, otherwise relay's own.
     #[default]
     Auto,
     /// The kernel's, in a namespace of its own.
@@ -61,7 +62,7 @@ impl std::str::FromStr for StackChoice {
         match name {
             "auto" => Ok(StackChoice::Auto),
             "kernel" => Ok(StackChoice::Kernel),
-            "user" => Err(Error::UserStack),
+            "user" => Ok(StackChoice::User),
             _ => Err(Error::UnknownStack(name.to_owned())),
         }
     }

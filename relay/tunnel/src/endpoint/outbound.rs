@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use super::driver::Driver;
+use super::local::Local;
 use super::peers::Slot;
 use super::relays::Relays;
 use super::streams;
@@ -28,7 +29,9 @@ impl Driver {
             return;
         }
         let packets: Vec<&[u8]> = self.to_tun.iter().map(Vec::as_slice).collect();
-        if let Err(error) = self.tun.write_batch(&packets) {
+        if let Local::Kernel(tun, _) = &mut self.local
+            && let Err(error) = tun.write_batch(&packets)
+        {
             tracing::debug!(%error, "writing to the TUN device");
         }
         self.to_tun.clear();
@@ -38,8 +41,14 @@ impl Driver {
     pub(super) fn take_tun(&mut self, now: Instant) -> bool {
         self.write_tun();
         let Driver {
-            tun, peers, to_tun, ..
+            local,
+            peers,
+            to_tun,
+            ..
         } = self;
+        let Local::Kernel(tun, _) = local else {
+            return false;
+        };
         let mut last = None;
         let mut bytes = 0;
         let mut packets = 0;

@@ -19,11 +19,11 @@ use super::listeners::Listeners;
 use super::packet::{ACK, FIN, Flow, ICMPV6, Parsed, RST, SYN, address, parse, reset_for};
 use super::rewrite::Rewriter;
 use super::ways::Ways;
-use super::{Device, Injection, NetHelper, StackOptions, Tun, Verdict};
+use super::{Device, Incoming, Injection, NetHelper, StackOptions, Tun, Verdict};
 use crate::Error;
 
 /// Wanted connections the application has not looked at yet.
-const INCOMING_QUEUE: usize = 4096;
+pub(super) const INCOMING_QUEUE: usize = 4096;
 /// The headers of a stream's first packet, with as many options as there can be.
 const HEADERS: usize = 40 + 60;
 
@@ -254,16 +254,14 @@ impl KernelStack {
     /// Turns accept on demand on and returns where wanted connections arrive. Until it is called,
     /// and once the receiver is gone, every connection is refused.
     pub fn incoming(&self) -> mpsc::Receiver<Incoming> {
-        Self::incoming_of(std::slice::from_ref(self))
+        let (sender, receiver) = mpsc::channel(INCOMING_QUEUE);
+        self.send_incoming_to(sender);
+        receiver
     }
 
-    /// The same of several stacks at once.
-    pub(crate) fn incoming_of(stacks: &[Self]) -> mpsc::Receiver<Incoming> {
-        let (sender, receiver) = mpsc::channel(INCOMING_QUEUE);
-        for stack in stacks {
-            *lock(&stack.shared.incoming) = Some(sender.clone());
-        }
-        receiver
+    /// Turns accept on demand on: wanted connections go there.
+    pub(crate) fn send_incoming_to(&self, sender: mpsc::Sender<Incoming>) {
+        *lock(&self.shared.incoming) = Some(sender);
     }
 
     /// The runtime that serves this stack's listeners.
@@ -420,14 +418,16 @@ impl Shared {
             OnSyn::Drop => return Verdict::Drop,
             OnSyn::Dial(ticket) => ticket,
         };
-        let incoming = Incoming::new(self, flow, Offer::Held(ticket));
-        let (mut incoming, verdict) = match sender.try_send(incoming) {
+        let wanted = Wanted::new(self, flow, Offer::Held(ticket));
+        let (mut incoming, verdict) = match sender.try_send(Incoming::Kernel(wanted)) {
             Ok(()) => return Verdict::Held,
             // The peer repeats it.
             Err(mpsc::error::TrySendError::Full(incoming)) => (incoming, Verdict::Drop),
             Err(mpsc::error::TrySendError::Closed(incoming)) => (incoming, refused()),
         };
-        incoming.offer = Offer::Decided;
+        if let Incoming::Kernel(wanted) = &mut incoming {
+            wanted.offer = Offer::Decided;
+        }
         lock(&self.accepts).give_up(flow, ticket);
         verdict
     }
@@ -450,12 +450,19 @@ impl Shared {
         if stream.peer_addr().is_err() {
             return;
         }
-        let incoming = Incoming::new(self, flow, Offer::Open(stream));
+        let wanted = Wanted::new(self, flow, Offer::Open(stream));
         // Refused by being dropped when there is nobody to ask.
         if let Some(sender) = lock(&self.incoming).clone() {
-            drop(sender.try_send(incoming));
+            drop(sender.try_send(Incoming::Kernel(wanted)));
         }
     }
+}
+
+/// Keeps a stream although its peer does not answer for so long.
+pub(super) fn outlast(stream: &TcpStream, silence: Duration) -> io::Result<()> {
+    let socket = SockRef::from(stream);
+    socket.set_keepalive(false)?;
+    socket.set_tcp_user_timeout(Some(silence))
 }
 
 /// Closes a stream so that the peer sees a reset.
@@ -466,7 +473,7 @@ pub(super) fn abort(stream: TcpStream) {
 /// A connection that a peer wants, kept waiting until the application has been dialled. Dropping
 /// it refuses the connection.
 #[derive(Debug)]
-pub struct Incoming {
+pub struct Wanted {
     shared: Arc<Shared>,
     flow: Flow,
     offer: Offer,
@@ -481,7 +488,7 @@ enum Offer {
     Decided,
 }
 
-impl Incoming {
+impl Wanted {
     fn new(shared: &Arc<Shared>, flow: Flow, offer: Offer) -> Self {
         Self {
             shared: Arc::clone(shared),
@@ -495,9 +502,9 @@ impl Incoming {
         SocketAddrV6::new(self.flow.source, self.flow.source_port, 0, 0)
     }
 
-    /// The port the peer wants.
-    pub fn port(&self) -> u16 {
-        self.flow.destination_port
+    /// This end's address and port, which the peer wants.
+    pub fn destination(&self) -> SocketAddrV6 {
+        SocketAddrV6::new(self.flow.destination, self.flow.destination_port, 0, 0)
     }
 
     /// Lets the connection happen and returns its stream once the handshake is done. Fails when
@@ -527,14 +534,9 @@ impl Incoming {
             }
         }
     }
-
-    /// Answers the peer that nothing listens on the port.
-    pub fn refuse(self) {
-        drop(self);
-    }
 }
 
-impl Drop for Incoming {
+impl Drop for Wanted {
     fn drop(&mut self) {
         match std::mem::replace(&mut self.offer, Offer::Decided) {
             Offer::Held(ticket) => {
@@ -546,5 +548,23 @@ impl Drop for Incoming {
             Offer::Open(stream) => abort(stream),
             Offer::Decided => {}
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_stream_outlives_the_silence_of_its_peer() {
+        let silence = Duration::from_secs(72 * 3600);
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let stream = TcpStream::connect(address).await.unwrap();
+        let socket = SockRef::from(&stream);
+        socket.set_keepalive(true).unwrap();
+        outlast(&stream, silence).unwrap();
+        assert!(!socket.keepalive().unwrap());
+        assert_eq!(socket.tcp_user_timeout().unwrap(), Some(silence));
     }
 }

@@ -24,7 +24,9 @@ mod packet;
 mod replay;
 mod rewrite;
 mod segment;
+mod stream;
 mod tun;
+mod user;
 mod ways;
 
 use std::net::Ipv6Addr;
@@ -34,8 +36,11 @@ use std::sync::Arc;
 pub use helper::NetHelper;
 #[doc(hidden)]
 pub use helper::Step;
-pub use kernel::{Incoming, KernelStack};
+pub use kernel::KernelStack;
+pub(crate) use stream::Streams;
+pub use stream::{Incoming, Stream};
 pub use tun::Tun;
+pub(crate) use user::{UserLoop, UserOptions, open as open_user};
 
 use crate::Error;
 use coalesce::Merger;

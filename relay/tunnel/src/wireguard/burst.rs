@@ -47,6 +47,12 @@ impl Slot {
     }
 }
 
+impl relay_tcp::PacketSink for Burst {
+    fn packet(&mut self, length: usize) -> &mut [u8] {
+        self.room(length)
+    }
+}
+
 /// Part of a sealed burst that can go out as one send: datagrams of `segment` bytes, of which the
 /// last may be shorter.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -70,6 +76,15 @@ impl Burst {
         self.packets.push(slot);
         self.data.extend_from_slice(packet);
         self.data.resize(slot.datagram().end, 0);
+    }
+
+    /// Room for a packet of `len` bytes, to be written in place. Only before the burst is sealed.
+    pub fn room(&mut self, len: usize) -> &mut [u8] {
+        debug_assert!(!self.sealed, "a sealed burst takes no more packets");
+        let start = self.data.len() + HEAD;
+        self.data.resize(start + len + OVERHEAD - HEAD, 0);
+        self.packets.push(Slot { start, len });
+        &mut self.data[start..start + len]
     }
 
     /// Number of packets.

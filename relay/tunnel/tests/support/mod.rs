@@ -9,7 +9,7 @@ use std::time::Duration;
 use bytes::BytesMut;
 use futures_util::{SinkExt, StreamExt};
 use relay_tunnel::endpoint::{
-    self, Endpoint, EndpointConfig, EndpointEvents, Event, LocalNode, PeerNode,
+    self, Endpoint, EndpointConfig, EndpointEvents, Event, LocalNode, PeerNode, StackChoice,
 };
 use relay_tunnel::path::PathState;
 use relay_tunnel::stack::NetHelper;
@@ -233,6 +233,14 @@ where
     }
 }
 
+/// The stack under test: `RELAY_STACK` names it, and the kernel's is meant otherwise.
+pub(crate) fn stack() -> StackChoice {
+    match std::env::var("RELAY_STACK") {
+        Ok(name) if !name.is_empty() => name.parse().unwrap(),
+        _ => StackChoice::Kernel,
+    }
+}
+
 /// An endpoint of a test and what names it.
 pub(crate) struct End {
     pub(crate) id: Uuid,
@@ -264,6 +272,7 @@ impl End {
         );
         let mut config = EndpointConfig::new(keys.0, keys.1, vec![address]);
         config.keepalive = client;
+        config.stack = stack();
         change(&mut config);
         let opened = NetHelper::spawn().and_then(|helper| endpoint::start(config, helper));
         let (endpoint, events) = match opened {
