@@ -35,6 +35,8 @@ pub struct Options {
     pub agent_flags: Vec<&'static str>,
     /// Run agent and client as an unprivileged user.
     pub rootless: bool,
+    /// Run server, agent and client without TUN device, capabilities and namespaces.
+    pub confined: bool,
     /// Call the client's binary `coder`.
     pub as_coder: bool,
 }
@@ -46,6 +48,7 @@ impl Default for Options {
             server_flags: Vec::new(),
             agent_flags: Vec::new(),
             rootless: false,
+            confined: false,
             as_coder: false,
         }
     }
@@ -127,7 +130,7 @@ impl Cluster {
 
     /// Starts one agent.
     pub fn start_agent(&self, index: usize) -> Process {
-        let mut command = self.relay(self.options.rootless, &relay_binary());
+        let mut command = self.relay(&relay_binary());
         command
             .args(["agent", "--url", &self.url()])
             .args(&self.options.agent_flags)
@@ -173,7 +176,7 @@ impl Cluster {
         } else {
             relay_binary()
         };
-        let mut command = self.relay(self.options.rootless, &binary);
+        let mut command = self.relay(&binary);
         command
             .env("CODER_URL", self.url())
             .env("CODER_SESSION_TOKEN", &self.session);
@@ -204,11 +207,11 @@ impl Cluster {
         self.home.path()
     }
 
-    fn relay(&self, rootless: bool, binary: &Path) -> Command {
-        let command = if rootless {
-            rootless::wrap(&self.reachable(binary))
-        } else {
-            Command::new(binary)
+    fn relay(&self, binary: &Path) -> Command {
+        let command = match self.options {
+            Options { rootless: true, .. } => rootless::wrap(&self.reachable(binary)),
+            Options { confined: true, .. } => rootless::confine(binary),
+            _ => Command::new(binary),
         };
         clean(command, self.home.path())
     }
@@ -266,7 +269,12 @@ impl Cluster {
 }
 
 pub(crate) fn start_server(host: &Host, home: &Path, options: &Options) -> Process {
-    let mut command = clean(Command::new(relay_binary()), home);
+    let binary = relay_binary();
+    let command = match options.confined {
+        true => rootless::confine(&binary),
+        false => Command::new(binary),
+    };
+    let mut command = clean(command, home);
     let address = format!("{}:{HTTP}", host.ipv4);
     command
         .args(["server", "--http-address", &address, "--data-dir"])

@@ -13,6 +13,8 @@ pub enum Need {
     Nft,
     /// Unprivileged user namespaces, and the right to make a TUN node in a mount namespace.
     Rootless,
+    /// User namespaces in which a process can be left without TUN device and namespaces.
+    Confined,
     /// A program in the `PATH`.
     Program(&'static str),
 }
@@ -74,6 +76,14 @@ pub fn check(need: Need) -> Result<(), String> {
                 program(name)?;
             }
             works("unshare", &["-m", "sh", "-c", crate::rootless::PROBE])
+        }
+        Need::Confined => {
+            for name in ["unshare", "setpriv", "mount"] {
+                program(name)?;
+            }
+            let words = ["-m", "-U", "--map-root-user", "sh", "-c"];
+            let words = [&words[..], &[crate::rootless::CONFINED_PROBE]].concat();
+            works("unshare", &words)
         }
         Need::Program(name) => program(name).map(drop),
     }

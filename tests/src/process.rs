@@ -227,8 +227,11 @@ pub fn clean(mut command: Command, home: &Path) -> Command {
             command.env_remove(name);
         }
     }
-    if let Some(filter) = std::env::var_os("RELAY_LOG") {
-        command.env("RELAY_LOG", filter);
+    // What the log tells, and which stack is under test, is for whoever runs the tests to say.
+    for name in ["RELAY_LOG", "RELAY_STACK"] {
+        if let Some(value) = std::env::var_os(name) {
+            command.env(name, value);
+        }
     }
     command.env("HOME", home).env("NO_COLOR", "1");
     command

@@ -1,5 +1,6 @@
-//! Running as an unprivileged user who may open the TUN device. Where `/dev/net/tun` is root's
-//! alone, a mount namespace gets a node of its own that everyone may open.
+//! Running with less: as an unprivileged user who may open the TUN device (where `/dev/net/tun` is
+//! root's alone, a mount namespace gets a node of its own that everyone may open), or as in a
+//! container that has no TUN device, no capability and no namespaces to make.
 
 use std::path::Path;
 use std::process::Command;
@@ -30,5 +31,30 @@ pub fn wrap(binary: &Path) -> Command {
     let unshare = program("unshare").unwrap_or_else(|reason| panic!("{reason}"));
     let mut command = Command::new(unshare);
     command.args(["-m", "sh", "-c", SCRIPT, "sh"]).arg(binary);
+    command
+}
+
+/// Does what [`confine`] does, and sees that it is so.
+pub(crate) const CONFINED_PROBE: &str = "set -e
+mount -t tmpfs tmpfs /dev/net
+echo 0 > /proc/sys/user/max_user_namespaces
+exec setpriv --inh-caps=-all --bounding-set=-all --no-new-privs sh -c \
+  'test ! -e /dev/net/tun && ! unshare -n true && ! unshare -Urn true' 2>/dev/null";
+
+const CONFINED: &str = "set -e
+mount -t tmpfs tmpfs /dev/net
+echo 0 > /proc/sys/user/max_user_namespaces
+exec setpriv --inh-caps=-all --bounding-set=-all --no-new-privs \"$@\"";
+
+/// The command that runs `program` without `/dev/net/tun`, without any capability, and without
+/// the right to make a namespace.
+///
+/// # Panics
+/// Where `unshare` is missing: ask for [`Need::Confined`](crate::needs::Need::Confined) first.
+pub fn confine(binary: &Path) -> Command {
+    let unshare = program("unshare").unwrap_or_else(|reason| panic!("{reason}"));
+    let mut command = Command::new(unshare);
+    let words = ["-m", "-U", "--map-root-user", "sh", "-c", CONFINED, "sh"];
+    command.args(words).arg(binary);
     command
 }
