@@ -81,10 +81,14 @@ impl Burst {
     /// Room for a packet of `len` bytes, to be written in place. Only before the burst is sealed.
     pub fn room(&mut self, len: usize) -> &mut [u8] {
         debug_assert!(!self.sealed, "a sealed burst takes no more packets");
-        let start = self.data.len() + HEAD;
-        self.data.resize(start + len + OVERHEAD - HEAD, 0);
-        self.packets.push(Slot { start, len });
-        &mut self.data[start..start + len]
+        let slot = Slot {
+            start: self.data.len() + HEAD,
+            len,
+            padded: padded(len),
+        };
+        self.packets.push(slot);
+        self.data.resize(slot.datagram().end, 0);
+        &mut self.data[slot.packet()]
     }
 
     /// Number of packets.
