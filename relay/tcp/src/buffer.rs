@@ -10,6 +10,10 @@ use crate::ranges::Ranges;
 /// The most pieces that are lent at once: 256 KiB.
 pub const MOST_SLICES: usize = 16;
 
+/// What came of lending room to send from: nothing while there is none, or else what the borrower
+/// gave back and how many bytes it wrote.
+pub type Lent<R, E> = Option<Result<(R, usize), E>>;
+
 /// A window over the positions of a stream.
 #[derive(Debug)]
 pub(crate) struct Window {
@@ -213,7 +217,7 @@ impl SendBuffer {
         most: usize,
         limit: u64,
         fill: impl FnOnce(&mut [IoSliceMut<'_>]) -> Result<(R, usize), E>,
-    ) -> Option<Result<(R, usize), E>> {
+    ) -> Lent<R, E> {
         let room = limit.saturating_sub(self.len()).min(most as u64) as usize;
         if room == 0 {
             return None;

@@ -30,7 +30,7 @@ mod seq;
 mod stack;
 mod time;
 
-pub use buffer::MOST_SLICES;
+pub use buffer::{Lent, MOST_SLICES};
 pub use config::{Algorithm, Config, Keepalive};
 pub use connection::{
     CloseReason, Connection, Events, Request, Secrets, State, Timer, Transmit, Tuple,

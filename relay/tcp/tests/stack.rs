@@ -279,6 +279,79 @@ fn data_travels_in_runs_of_equal_segments() {
 }
 
 #[test]
+fn bytes_are_read_right_to_where_they_are_sent_from_and_lent_where_they_arrived() {
+    let mut pair = Pair::new();
+    let [client, server] = pair.open(80);
+    let data: Vec<u8> = (0..200_000_u32).map(|at| ((at * 7) >> 3) as u8).collect();
+    let (mut written, mut read) = (0, Vec::new());
+    while read.len() < data.len() {
+        let lent = pair.stacks[0].write_with(client, 50_000, |slices| {
+            let mut rest = &data[written..];
+            let room: usize = slices.iter().map(|slice| slice.len()).sum();
+            assert!(room <= 50_000, "{room}");
+            for slice in slices.iter_mut() {
+                let count = slice.len().min(rest.len());
+                slice[..count].copy_from_slice(&rest[..count]);
+                rest = &rest[count..];
+            }
+            let count = data.len() - written - rest.len();
+            Ok::<_, ()>(("what the borrower likes", count))
+        });
+        if let Some(Ok((_, count))) = lent.expect("open") {
+            written += count;
+        }
+        pair.settle();
+        let taken = pair.stacks[1].peek_with(server, |slices| {
+            let before = read.len();
+            slices
+                .iter()
+                .for_each(|slice| read.extend_from_slice(slice));
+            read.len() - before
+        });
+        let taken = taken.expect("open");
+        pair.stacks[1]
+            .consume(pair.now, server, taken)
+            .expect("open");
+        pair.settle();
+    }
+    assert!(read == data);
+    let idle = pair.stacks[0].memory_used() + pair.stacks[1].memory_used();
+    assert_eq!(idle, 0, "what was lent and not used is given back");
+    let failed = pair.stacks[0].write_with(client, 1, |_| Err::<((), usize), _>("no bytes"));
+    assert_eq!(failed, Ok(Some(Err("no bytes"))));
+    assert_eq!(pair.stacks[0].memory_used(), 0);
+}
+
+#[test]
+fn what_came_before_a_reset_can_still_be_read() {
+    let mut pair = Pair::new();
+    let [client, server] = pair.open(80);
+    pair.stacks[0].write(client, b"last words").expect("open");
+    pair.settle();
+    pair.stacks[0].abort(client);
+    pair.settle();
+    let closed = pair.events_of(1, server).closed;
+    assert_eq!(closed, Some(CloseReason::Reset));
+    assert_eq!(pair.stacks[1].peek(server), Ok(&b"last words"[..]));
+    pair.stacks[1].close(pair.now, server);
+    pair.settle();
+    assert_eq!((pair.stacks[1].len(), pair.stacks[1].memory_used()), (0, 0));
+}
+
+#[test]
+fn a_receive_buffer_keeps_within_the_bound_of_its_way() {
+    let mut pair = Pair::new();
+    pair.stacks[1].set_way(ip(CLIENT), relay_tcp::Algorithm::Cubic, 100_000);
+    let [client, _server] = pair.open(80);
+    for _ in 0..100 {
+        pair.stacks[0].write(client, &[7; 50_000]).expect("open");
+        pair.pass(Duration::from_millis(50));
+    }
+    let held = pair.stacks[1].memory_used();
+    assert!((80_000..140_000).contains(&held), "{held}");
+}
+
+#[test]
 fn a_smaller_path_is_followed_without_a_stall() {
     let mut pair = Pair::new();
     let [client, server] = pair.open(80);

@@ -28,7 +28,7 @@ pub use open::Request;
 pub use output::Transmit;
 pub use state::{CloseReason, Events, State, Timer};
 
-use crate::buffer::{ReceiveBuffer, SendBuffer};
+use crate::buffer::{Lent, ReceiveBuffer, SendBuffer};
 use crate::pacer::Pacer;
 use crate::pool::Pool;
 use crate::recovery::{Recovery, Rtt};
@@ -276,7 +276,7 @@ impl Connection {
         &mut self,
         most: usize,
         fill: impl FnOnce(&mut [IoSliceMut<'_>]) -> Result<(R, usize), E>,
-    ) -> Result<Option<Result<(R, usize), E>>, crate::Error> {
+    ) -> Result<Lent<R, E>, crate::Error> {
         if !self.is_writable() {
             return Err(crate::Error::NotOpen);
         }

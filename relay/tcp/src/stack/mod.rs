@@ -29,6 +29,7 @@ use std::time::Duration;
 pub use requests::RequestId;
 pub use table::ConnectionId;
 
+use crate::buffer::Lent;
 use crate::connection::{Connection, Events, State, Tuple};
 use crate::pool::Pool;
 use crate::time::Instant;
@@ -250,7 +251,7 @@ impl Stack {
         id: ConnectionId,
         most: usize,
         fill: impl FnOnce(&mut [IoSliceMut<'_>]) -> Result<(R, usize), E>,
-    ) -> Result<Option<Result<(R, usize), E>>, Error> {
+    ) -> Result<Lent<R, E>, Error> {
         let entry = self.table.get(id).ok_or(Error::Gone)?;
         let outcome = entry.connection.write_with(most, fill)?;
         match &outcome {

@@ -152,8 +152,8 @@ impl Flow {
         if woken && self.blocked && self.local.as_ref().is_some_and(Local::is_broken) {
             return None;
         }
-        let written = self.to_local(stack, id, now);
-        let read = self.from_local(stack, id);
+        let written = self.write_local(stack, id, now);
+        let read = self.read_local(stack, id);
         let (Ok(written), Ok(read)) = (written, read) else {
             return None;
         };
@@ -175,7 +175,7 @@ impl Flow {
         until: Instant,
     ) -> Next {
         self.blocked = false;
-        if self.from_local(stack, id).is_err() {
+        if self.read_local(stack, id).is_err() {
             self.read_ended = true;
         }
         let flushed = stack
@@ -189,7 +189,7 @@ impl Flow {
 
     /// The connection is broken, and may hold what came before.
     fn drain(&mut self, stack: &mut Stack, id: ConnectionId, now: Instant, until: Instant) -> Next {
-        let written = self.to_local(stack, id, now);
+        let written = self.write_local(stack, id, now);
         let rest = stack.peek_with(id, |slices| slices.len()).unwrap_or(0);
         let sent = rest == 0 && self.local.as_ref().is_none_or(Local::is_sent);
         match written.is_err() || sent || now >= until {
@@ -199,7 +199,12 @@ impl Flow {
     }
 
     /// Writes what came to the socket. True when it stopped for others' sake.
-    fn to_local(&mut self, stack: &mut Stack, id: ConnectionId, now: Instant) -> io::Result<bool> {
+    fn write_local(
+        &mut self,
+        stack: &mut Stack,
+        id: ConnectionId,
+        now: Instant,
+    ) -> io::Result<bool> {
         let Some(local) = self.local.as_ref().filter(|_| !self.write_ended) else {
             return Ok(false);
         };
@@ -234,7 +239,7 @@ impl Flow {
     }
 
     /// Reads from the socket what there is room for. True when it stopped for others' sake.
-    fn from_local(&mut self, stack: &mut Stack, id: ConnectionId) -> io::Result<bool> {
+    fn read_local(&mut self, stack: &mut Stack, id: ConnectionId) -> io::Result<bool> {
         if self.read_ended || self.blocked {
             return Ok(false);
         }

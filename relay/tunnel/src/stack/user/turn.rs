@@ -302,14 +302,13 @@ impl UserLoop {
             destination: plain(destination),
             patience: None,
         };
-        match sender.try_send(Incoming::User(wanted)) {
+        // Dropped because nobody takes it, it is refused.
+        if let Err(TrySendError::Full(Incoming::User(mut wanted))) =
+            sender.try_send(Incoming::User(wanted))
+        {
             // The peer repeats it.
-            Err(TrySendError::Full(Incoming::User(mut wanted))) => {
-                wanted.request = None;
-                self.stack.ignore(request);
-            }
-            // Dropped, it is refused.
-            Ok(()) | Err(_) => {}
+            wanted.request = None;
+            self.stack.ignore(request);
         }
     }
 
