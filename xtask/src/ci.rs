@@ -12,7 +12,7 @@ use crate::test;
 pub(crate) fn run() -> Result<()> {
     let start = Instant::now();
     std::env::set_current_dir(run::root())?;
-    let steps: [(&str, &dyn Fn() -> Result<()>); 8] = [
+    let steps: [(&str, &dyn Fn() -> Result<()>); 9] = [
         ("fmt", &|| checked(&mut cargo(&["fmt", "--all", "--check"]))),
         // First of all that compile: they use the object that it builds.
         ("ebpf", &ebpf::check),
@@ -25,6 +25,7 @@ pub(crate) fn run() -> Result<()> {
             checked(cargo(&words).env("RUSTDOCFLAGS", "-D warnings"))
         }),
         ("test", &|| test::run(&test::Args::strict())),
+        ("user stack", &test::user_stack),
         // Each benchmark once, to see that it works. With the whole workspace, as the tests are
         // built: dependencies keep their features, and nothing is built again.
         ("benches", &|| {

@@ -17,7 +17,7 @@ use tokio::io::Interest;
 use tokio::net::TcpStream;
 
 use super::inbox::SocketWaker;
-use super::unsent::unsent;
+use super::sys::unsent;
 
 /// The socket.
 #[derive(Debug)]

@@ -21,13 +21,14 @@
 //! | `flow` | one connection and its socket |
 //! | `local` | the socket: reads, writes, readiness |
 //! | `pair` | two connected sockets on loopback |
+//! | `sys` | what only the system tells or does |
 
 mod flow;
 mod inbox;
 mod local;
 mod pair;
+mod sys;
 mod turn;
-mod unsent;
 
 use std::io;
 use std::net::{Ipv6Addr, SocketAddrV6};

@@ -164,6 +164,7 @@ impl UserLoop {
     pub(crate) fn release(&mut self) {
         self.stack.trim();
         (self.asks, self.ready) = (Vec::new(), Vec::new());
+        super::sys::give_memory_back();
     }
 
     fn moment(&self, now: Clock) -> Instant {

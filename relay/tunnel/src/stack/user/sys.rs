@@ -1,4 +1,5 @@
-//! How much of what was written to a socket its other side has not confirmed.
+//! What only the system tells or does: how much of what was written to a socket its other side has
+//! not confirmed, and memory that goes back.
 
 use std::os::fd::{AsRawFd, BorrowedFd};
 
@@ -10,5 +11,15 @@ pub(super) fn unsent(socket: BorrowedFd<'_>) -> usize {
     match status {
         0 => usize::try_from(bytes).unwrap_or(0),
         _ => 0,
+    }
+}
+
+/// Gives memory that is not in use back to the system. Buffers are made of many small pieces, which
+/// the allocator keeps otherwise.
+pub(super) fn give_memory_back() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: it has no conditions (malloc_trim(3)); it may be called by any thread at any time.
+    unsafe {
+        libc::malloc_trim(0);
     }
 }
