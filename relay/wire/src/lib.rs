@@ -16,6 +16,7 @@
 //! | [`names`] | names of workspaces and agents |
 //! | [`remote_forward`] | what of a workspace leads back to this machine |
 //! | [`rest`] | JSON bodies of the HTTP API |
+//! | [`terminal`] | terminal modes of SSH |
 
 pub mod addr;
 pub mod derp;
@@ -30,6 +31,7 @@ pub mod remote_forward;
 pub mod rest;
 pub mod spec;
 pub mod stun;
+pub mod terminal;
 pub mod tsmp;
 pub mod yamux;
 

@@ -4,7 +4,6 @@
 //! When the channel or the agent ends, the group gets SIGHUP, as when a line is hung up.
 
 mod guard;
-mod modes;
 pub(super) mod pty;
 mod sys;
 

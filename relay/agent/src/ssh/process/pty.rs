@@ -1,19 +1,20 @@
 //! Pseudo-terminals.
 
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
+use relay_wire::terminal;
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
-use rustix::termios::{Winsize, tcsetwinsize};
+use rustix::termios::{OptionalActions, Winsize, tcgetattr, tcsetattr, tcsetwinsize};
 use tokio::io::unix::AsyncFd;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use super::{modes, sys};
+use super::sys;
 use crate::ssh::proto::codec::Reader;
 
 /// What a client says of its terminal (RFC 4254 §6.2).
@@ -68,12 +69,19 @@ pub(in crate::ssh) fn open(asked: &Asked) -> io::Result<(Pty, OwnedFd, String)> 
     let path = ptsname(&ours, Vec::new())?;
     let flags = OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC;
     let theirs = rustix::fs::open(&path, flags, Mode::empty())?;
-    modes::apply(theirs.as_fd(), &asked.modes)?;
+    set_modes(theirs.as_fd(), &asked.modes)?;
     tcsetwinsize(&ours, asked.size)?;
     rustix::io::ioctl_fionbio(&ours, true)?;
     let ours = sys::watch(ours)?;
     let path = path.to_string_lossy().into_owned();
     Ok((Pty(Arc::new(ours)), theirs, path))
+}
+
+/// Makes a terminal behave as the client's does.
+fn set_modes(terminal: BorrowedFd<'_>, encoded: &[u8]) -> io::Result<()> {
+    let mut modes = tcgetattr(terminal)?;
+    terminal::apply(encoded, &mut modes);
+    Ok(tcsetattr(terminal, OptionalActions::Now, &modes)?)
 }
 
 impl Pty {
