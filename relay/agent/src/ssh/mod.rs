@@ -23,6 +23,9 @@ use tokio::io::{AsyncRead, AsyncWrite};
 
 use crate::Error;
 use proto::HostKey;
+#[cfg(any(test, feature = "fuzzing"))]
+#[doc(hidden)]
+pub use proto::fuzzing;
 
 /// A connection outlives the sleep of its client's machine, if it is not longer (coder_facts §3.3).
 /// Who has gone for good is found by the server's own questions.

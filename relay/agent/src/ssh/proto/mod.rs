@@ -4,6 +4,8 @@
 pub(super) mod auth;
 mod cipher;
 pub(super) mod codec;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzzing;
 mod kex;
 pub(super) mod mux;
 pub(super) mod number;

@@ -1,0 +1,4 @@
+//! See [`relay_agent::ssh::fuzzing::channels`].
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| relay_agent::ssh::fuzzing::channels(bytes));
