@@ -137,7 +137,7 @@ async fn serve(config: Config, session: &mut AgentSession, nodes: OwnNode) -> Re
                     session.ready(ready);
                 }
             }
-            () = peers.wait_for_expiry() => peers.remove_expired().await?,
+            due = peers.due() => peers.handle(due).await?,
             _ = tasks.join_next() => return Err(Error::Ended("tunnel")),
         }
     }
@@ -215,7 +215,7 @@ async fn handle(
             peers.upsert(id, node).await?;
             return Ok(Some(id));
         }
-        Event::PeerLost(id) => peers.lost(id),
+        Event::PeerLost(id, closed) => peers.lost(id, closed),
         Event::PeerGone(id) => peers.gone(id).await?,
         Event::Disconnected(reason) => {
             tracing::info!(

@@ -94,8 +94,9 @@ pub enum Event {
     DerpMap(DerpMap),
     /// A peer is to be let in; answer with [`AgentSession::ready`] when that is done.
     Peer(Uuid, PeerNode),
-    /// A peer's control connection broke; it may still be in use.
-    PeerLost(Uuid),
+    /// A peer's control connection broke; it may still be in use. Whether the peer's own end closed
+    /// it, as when its process was killed.
+    PeerLost(Uuid, bool),
     /// A peer has gone.
     PeerGone(Uuid),
     /// The session broke; it is being opened again.
@@ -351,7 +352,7 @@ impl Run {
         for change in changes(update).collect::<Vec<_>>() {
             match change {
                 PeerChange::Node(id, node) => self.tell(Event::Peer(id, node)).await?,
-                PeerChange::Lost(id) => self.tell(Event::PeerLost(id)).await?,
+                PeerChange::Lost(id, closed) => self.tell(Event::PeerLost(id, closed)).await?,
                 PeerChange::Gone(id) => self.tell(Event::PeerGone(id)).await?,
                 // Clients never say so.
                 PeerChange::Ready(_) => {}

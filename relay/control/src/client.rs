@@ -227,7 +227,7 @@ impl Run {
                         self.hand_out(id, node).await?;
                     }
                 }
-                PeerChange::Lost(id) => {
+                PeerChange::Lost(id, _) => {
                     // A process that comes back has another key, and has to get ready first.
                     self.known.remove(&id);
                     self.tell(Event::PeerLost(id)).await?;

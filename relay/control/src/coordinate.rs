@@ -15,8 +15,8 @@ use uuid::Uuid;
 pub(crate) enum PeerChange {
     /// How to reach it.
     Node(Uuid, PeerNode),
-    /// Its control connection broke; it may still be reachable.
-    Lost(Uuid),
+    /// Its control connection broke; it may still be reachable. Whether its own end closed it.
+    Lost(Uuid, bool),
     /// It has gone.
     Gone(Uuid),
     /// It has installed this end and waits for a handshake.
@@ -36,7 +36,7 @@ pub(crate) fn changes(response: &CoordinateResponse) -> impl Iterator<Item = Pee
                     None
                 }
             },
-            Kind::Lost => Some(PeerChange::Lost(id)),
+            Kind::Lost => Some(PeerChange::Lost(id, update.reason == tailnet::CLOSED)),
             Kind::Disconnected => Some(PeerChange::Gone(id)),
             Kind::ReadyForHandshake => Some(PeerChange::Ready(id)),
             Kind::Unspecified => None,

@@ -50,11 +50,11 @@ impl Hub {
         self.lock().core.has(id)
     }
 
-    /// Gives a seat up.
-    pub(crate) fn leave(&self, seat: SeatId) {
+    /// Gives a seat up, for this reason if that is known.
+    pub(crate) fn leave(&self, seat: SeatId, reason: &'static str) {
         let mut inner = self.lock();
         inner.queues.remove(&seat);
-        inner.core.leave(seat);
+        inner.core.leave(seat, reason);
         inner.deliver();
     }
 }
@@ -74,7 +74,7 @@ impl Inner {
                 Err(TrySendError::Full(_)) => {
                     tracing::debug!(seat, "a peer does not read what it is told");
                     self.queues.remove(&seat);
-                    self.core.leave(seat);
+                    self.core.leave(seat, "");
                 }
             }
         }

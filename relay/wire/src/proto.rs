@@ -20,6 +20,11 @@ pub mod tailnet {
     pub const POST_TELEMETRY: &str = "/coder.tailnet.v2.Tailnet/PostTelemetry";
     /// The workspaces of a user, as they change.
     pub const WORKSPACE_UPDATES: &str = "/coder.tailnet.v2.Tailnet/WorkspaceUpdates";
+
+    /// The reason of a peer update of kind LOST whose peer's end closed its control connection, as that
+    /// of a process does that was killed, and that of a machine that sleeps does not. An extension:
+    /// Coder's server gives no reason, and its peers read none.
+    pub const CLOSED: &str = "connection closed";
 }
 
 /// The agent service: manifest, life cycle, statistics.

@@ -60,7 +60,7 @@ pub(super) enum Command {
 pub struct Mux {
     commands: mpsc::UnboundedSender<Command>,
     incoming: mpsc::UnboundedReceiver<Stream>,
-    ended: watch::Receiver<Option<String>>,
+    ended: watch::Receiver<Option<Ended>>,
     alive: watch::Receiver<Instant>,
 }
 
@@ -87,6 +87,8 @@ impl Mux {
         };
         let driver = Driver {
             socket,
+            end,
+            by_other: false,
             role,
             session: Session::new(role, config, Instant::now()),
             commands: receiver,
@@ -100,7 +102,6 @@ impl Mux {
         tokio::spawn(async move {
             let reason = driver.await;
             tracing::debug!(reason, "control session ended");
-            end.send_replace(Some(reason));
         });
         Self {
             commands,
@@ -133,9 +134,14 @@ impl Mux {
             let reason = ended.wait_for(Option::is_some).await;
             reason
                 .ok()
-                .and_then(|reason| reason.clone())
+                .and_then(|ended| Some(ended.as_ref()?.reason.clone()))
                 .unwrap_or_default()
         }
+    }
+
+    /// Tells how the session ended, as soon as its calls hear that it did.
+    pub fn end(&self) -> End {
+        End(self.ended.clone())
     }
 
     /// Changes each time when something was heard from the other side by a keepalive.
@@ -152,14 +158,35 @@ impl Mux {
         RpcError::Session(
             self.ended
                 .borrow()
-                .clone()
-                .unwrap_or_else(|| "it was closed".to_owned()),
+                .as_ref()
+                .map_or_else(|| "it was closed".to_owned(), |ended| ended.reason.clone()),
         )
+    }
+}
+
+/// How a session ended.
+#[derive(Debug)]
+struct Ended {
+    reason: String,
+    by_other: bool,
+}
+
+/// Tells how a session ended.
+#[derive(Clone, Debug)]
+pub struct End(watch::Receiver<Option<Ended>>);
+
+impl End {
+    /// Whether it is over because the other end closed its connection, with a word or without.
+    pub fn by_other_side(&self) -> bool {
+        self.0.borrow().as_ref().is_some_and(|ended| ended.by_other)
     }
 }
 
 struct Driver<S> {
     socket: S,
+    end: watch::Sender<Option<Ended>>,
+    /// The other side has closed.
+    by_other: bool,
     role: Role,
     session: Session,
     commands: mpsc::UnboundedReceiver<Command>,
@@ -193,6 +220,11 @@ impl<S: Socket> Future for Driver<S> {
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<String> {
         let driver = self.get_mut();
         let done = ready!(driver.poll_session(cx));
+        // Before the streams hear of it.
+        driver.end.send_replace(Some(Ended {
+            reason: done.clone(),
+            by_other: driver.by_other,
+        }));
         for state in driver.streams.values() {
             state.room.close();
         }
@@ -297,10 +329,15 @@ impl<S: Socket> Driver<S> {
             let message = match self.socket.poll_receive(cx) {
                 Poll::Pending => return Poll::Pending,
                 Poll::Ready(None | Some(Ok(Received::Close))) => {
+                    self.by_other = self.closing.is_none();
                     let reason = self.closing.take().map(|closing| closing.reason);
                     return Poll::Ready(
                         reason.unwrap_or_else(|| "the other side closed it".to_owned()),
                     );
+                }
+                Poll::Ready(Some(Ok(Received::Gone(error)))) => {
+                    self.by_other = self.closing.is_none();
+                    return Poll::Ready(error);
                 }
                 Poll::Ready(Some(Err(error))) => return Poll::Ready(error),
                 Poll::Ready(Some(Ok(message))) => message,
@@ -315,7 +352,7 @@ impl<S: Socket> Driver<S> {
                     }
                 }
                 Received::Text => self.close(UNSUPPORTED, "the other side sent a text message"),
-                Received::Control | Received::Close => {}
+                Received::Control | Received::Close | Received::Gone(_) => {}
             }
         }
     }

@@ -10,7 +10,7 @@ mod socket;
 mod stream;
 
 pub use call::{Incoming, Receiver, Sender};
-pub use driver::{Mux, Options};
+pub use driver::{End, Mux, Options};
 pub use relay_wire::drpc::UNIMPLEMENTED;
 pub use socket::{Received, Sent, Socket, websocket_config};
 pub use stream::Stream;

@@ -7,9 +7,10 @@ use bytes::Bytes;
 use futures_util::{Sink, Stream};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_tungstenite::WebSocketStream;
-use tokio_tungstenite::tungstenite::Message;
+use tokio_tungstenite::tungstenite::error::ProtocolError;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use tokio_tungstenite::tungstenite::protocol::{CloseFrame, WebSocketConfig};
+use tokio_tungstenite::tungstenite::{Error, Message};
 
 /// A message that arrived.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -22,6 +23,8 @@ pub enum Received {
     Control,
     /// The other side closed.
     Close,
+    /// The other side is gone without a word, and why that is known.
+    Gone(String),
 }
 
 /// A message to send.
@@ -71,6 +74,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> Socket for WebSocketStr
                     Ok(Received::Control)
                 }
                 Ok(Message::Close(_)) => Ok(Received::Close),
+                Err(error) if is_end(&error) => Ok(Received::Gone(error.to_string())),
                 Err(error) => Err(error.to_string()),
             })
         })
@@ -97,5 +101,19 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> Socket for WebSocketStr
 
     fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), String>> {
         Sink::poll_flush(Pin::new(self), cx).map_err(|error| error.to_string())
+    }
+}
+
+/// Whether an error says that the other end of the connection was closed.
+fn is_end(error: &Error) -> bool {
+    use std::io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, UnexpectedEof};
+    match error {
+        Error::ConnectionClosed | Error::AlreadyClosed => true,
+        Error::Protocol(ProtocolError::ResetWithoutClosingHandshake) => true,
+        Error::Io(error) => matches!(
+            error.kind(),
+            BrokenPipe | ConnectionAborted | ConnectionReset | UnexpectedEof
+        ),
+        _ => false,
     }
 }

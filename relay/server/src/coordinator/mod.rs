@@ -36,8 +36,8 @@ pub(crate) enum Change {
     Node(Arc<Node>),
     /// It left, or the tunnel was taken down.
     Disconnected(&'static str),
-    /// Its control connection broke.
-    Lost,
+    /// Its control connection broke, for this reason if that is known.
+    Lost(&'static str),
     /// It has installed the receiver.
     Ready,
 }
@@ -98,7 +98,7 @@ impl Coordinator {
         if let Err(text) = rules::check(id, peer.role, &request) {
             self.outputs.push_back((seat, Output::Error(text)));
             self.outputs.push_back((seat, Output::End));
-            self.leave(seat);
+            self.leave(seat, "");
             return;
         }
         if let Some(node) = request.update_self.and_then(|update| update.node) {
@@ -118,10 +118,10 @@ impl Coordinator {
         self.ready(id, seat, &request.ready_for_handshake);
     }
 
-    /// A seat's stream ended without a word.
-    pub(crate) fn leave(&mut self, seat: SeatId) {
+    /// A seat's stream ended without a word, for this reason if that is known.
+    pub(crate) fn leave(&mut self, seat: SeatId, reason: &'static str) {
         if let Some(&id) = self.seats.get(&seat) {
-            self.depart(id, &Change::Lost);
+            self.depart(id, &Change::Lost(reason));
         }
     }
 

@@ -134,7 +134,7 @@ fn a_graceful_end_disconnects_and_closes() {
     core.handle(2, bye());
     let expected = [r#"1: c Disconnected("graceful disconnect")"#, "2: end"];
     assert_eq!(said(&mut core), expected);
-    core.leave(2);
+    core.leave(2, "");
     core.handle(2, node(CLIENT, 5));
     assert_eq!(said(&mut core), [""; 0]);
 }
@@ -142,8 +142,8 @@ fn a_graceful_end_disconnects_and_closes() {
 #[test]
 fn an_agent_that_comes_back_gets_and_gives_nodes_without_being_asked() {
     let mut core = pair();
-    core.leave(1);
-    assert_eq!(said(&mut core), ["2: a Lost"]);
+    core.leave(1, "");
+    assert_eq!(said(&mut core), [r#"2: a Lost("")"#]);
     let again = core.join(AGENT, Role::Agent);
     assert_eq!(said(&mut core), ["3: c node 1"], "before its own node");
     core.handle(again, node(AGENT, 1));
@@ -153,8 +153,8 @@ fn an_agent_that_comes_back_gets_and_gives_nodes_without_being_asked() {
 #[test]
 fn a_lost_client_takes_its_tunnels_along() {
     let mut core = pair();
-    core.leave(2);
-    assert_eq!(said(&mut core), ["1: c Lost"]);
+    core.leave(2, "");
+    assert_eq!(said(&mut core), [r#"1: c Lost("")"#]);
     let again = client(&mut core, CLIENT);
     core.handle(again, node(CLIENT, 2));
     assert_eq!(said(&mut core), [""; 0], "no tunnel any more");
@@ -171,7 +171,7 @@ fn a_newer_connection_of_the_same_peer_replaces_the_older_one() {
         "3: a node 1",
     ];
     assert_eq!(said(&mut core), expected);
-    core.leave(2);
+    core.leave(2, "");
     assert_eq!(said(&mut core), [""; 0], "the agent hears of no loss");
     core.handle(again, node(CLIENT, 1));
     assert_eq!(said(&mut core), [""; 0], "the agent knows this node");
@@ -185,7 +185,7 @@ fn a_peer_that_was_never_announced_is_not_taken_back() {
     core.join(AGENT, Role::Agent);
     let client = client(&mut core, CLIENT);
     core.handle(client, add(AGENT));
-    core.leave(client);
+    core.leave(client, "");
     assert_eq!(said(&mut core), [""; 0]);
 }
 
@@ -247,7 +247,7 @@ fn what_is_not_allowed_ends_the_stream_with_its_reason() {
             "{heard:?}"
         );
         assert_eq!(heard[1], format!("{seat}: end"));
-        assert!(heard[2].ends_with("Lost"), "{heard:?}");
+        assert!(heard[2].ends_with(r#"Lost("")"#), "{heard:?}");
     }
 }
 
@@ -270,7 +270,7 @@ fn whatever_peers_do_nobody_is_told_what_makes_no_sense() {
         match (rng.random_range(0..12), seat) {
             (0, _) => seats.push((core.join(agent, Role::Agent), agent)),
             (1, _) => seats.push((core.join(client, Role::Client { agent }), client)),
-            (2, Some((seat, _))) => core.leave(seat),
+            (2, Some((seat, _))) => core.leave(seat, ""),
             (3, Some((seat, _))) => core.handle(seat, bye()),
             (4..=6, Some((seat, id))) => core.handle(seat, node(id, rng.random_range(1..4))),
             (7 | 8, Some((seat, _))) => core.handle(seat, add(agent)),
@@ -283,7 +283,7 @@ fn whatever_peers_do_nobody_is_told_what_makes_no_sense() {
             let known = known.entry(seat).or_default();
             match output {
                 Output::Update(id, Change::Node(_)) => drop(known.insert(id)),
-                Output::Update(id, Change::Lost | Change::Disconnected(_)) => {
+                Output::Update(id, Change::Lost(_) | Change::Disconnected(_)) => {
                     assert!(known.remove(&id), "took back what was never said");
                 }
                 Output::End => drop(ended.insert(seat)),

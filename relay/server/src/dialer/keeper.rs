@@ -160,7 +160,7 @@ impl Keeper {
                 }
             },
             Output::Update(id, Change::Ready) => self.plan.ready(id),
-            Output::Update(id, Change::Lost) => self.plan.lost(id),
+            Output::Update(id, Change::Lost(_)) => self.plan.lost(id),
             Output::Update(id, Change::Disconnected(_)) => self.plan.gone(id),
             Output::Error(error) => {
                 tracing::warn!(

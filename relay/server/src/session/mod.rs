@@ -6,7 +6,7 @@ mod tailnet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use relay_control::rpc::{Incoming, Mux, Options, RpcError, Stream, UNIMPLEMENTED};
+use relay_control::rpc::{End, Incoming, Mux, Options, RpcError, Stream, UNIMPLEMENTED};
 use relay_wire::proto::tailnet as service;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -104,7 +104,7 @@ async fn serve(
         tokio::select! {
             stream = mux.accept() => match stream {
                 Some(stream) if calls.len() < CALLS => {
-                    calls.spawn(call(Arc::clone(state), Arc::clone(&owner), stream));
+                    calls.spawn(call(Arc::clone(state), Arc::clone(&owner), stream, mux.end()));
                 }
                 // Dropped, which resets it.
                 Some(_) => tracing::debug!("a session has too many calls open"),
@@ -120,7 +120,7 @@ async fn serve(
 }
 
 /// Serves one call. Whatever goes wrong ends this call only.
-async fn call(state: Shared, owner: Arc<Owner>, stream: Stream) {
+async fn call(state: Shared, owner: Arc<Owner>, stream: Stream, end: End) {
     let Ok(Ok(call)) = tokio::time::timeout(INVOKE, Incoming::read(stream)).await else {
         return;
     };
@@ -131,7 +131,7 @@ async fn call(state: Shared, owner: Arc<Owner>, stream: Stream) {
             let role = Role::Client {
                 agent: client.agent,
             };
-            Box::pin(tailnet::coordinate(state, client.peer, role, call)).await
+            Box::pin(tailnet::coordinate(state, client.peer, role, call, end)).await
         }
         (service::COORDINATE, Owner::Agent(access)) => {
             Box::pin(tailnet::coordinate(
@@ -139,6 +139,7 @@ async fn call(state: Shared, owner: Arc<Owner>, stream: Stream) {
                 access.agent.id,
                 Role::Agent,
                 call,
+                end,
             ))
             .await
         }

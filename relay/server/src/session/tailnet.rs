@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use chrono::TimeDelta;
-use relay_control::rpc::{Incoming, RpcError, Sender};
+use relay_control::rpc::{End, Incoming, RpcError, Sender};
 use relay_wire::proto::id_bytes;
 use relay_wire::proto::tailnet::coordinate_response::PeerUpdate;
 use relay_wire::proto::tailnet::coordinate_response::peer_update::Kind;
@@ -26,11 +26,16 @@ struct Seat {
     state: Shared,
     id: SeatId,
     outputs: mpsc::Receiver<Output>,
+    end: End,
 }
 
 impl Drop for Seat {
     fn drop(&mut self) {
-        self.state.hub.leave(self.id);
+        let reason = match self.end.by_other_side() {
+            true => tailnet::CLOSED,
+            false => "",
+        };
+        self.state.hub.leave(self.id, reason);
     }
 }
 
@@ -40,9 +45,15 @@ pub(super) async fn coordinate(
     peer: Uuid,
     role: Role,
     mut call: Incoming,
+    end: End,
 ) -> Result<(), RpcError> {
     let (id, outputs) = state.hub.join(peer, role);
-    let mut seat = Seat { state, id, outputs };
+    let mut seat = Seat {
+        state,
+        id,
+        outputs,
+        end,
+    };
     loop {
         tokio::select! {
             output = seat.outputs.recv() => {
@@ -122,7 +133,10 @@ fn update(id: Uuid, change: Change) -> PeerUpdate {
             update.reason = reason.to_owned();
             Kind::Disconnected
         }
-        Change::Lost => Kind::Lost,
+        Change::Lost(reason) => {
+            update.reason = reason.to_owned();
+            Kind::Lost
+        }
         Change::Ready => Kind::ReadyForHandshake,
     };
     update.set_kind(kind);
