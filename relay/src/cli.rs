@@ -1,7 +1,10 @@
 //! The command line: the list of commands, Coder's global flags, and how mistakes are reported.
 
+use std::fs::File;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use anyhow::Context;
 use clap::builder::BoolishValueParser;
@@ -11,7 +14,9 @@ use relay_control::config::{ConfigDir, parse_url};
 use relay_control::rest::{Access, Client};
 use relay_tunnel::dial::TlsOptions;
 use relay_wire::spec::read_list;
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{EnvFilter, Layer};
 
 use crate::commands;
 use crate::output;
@@ -60,6 +65,8 @@ enum Command {
     Connect(commands::connect::Args),
     /// Measure the way to a workspace: direct or relayed, and how long it takes.
     Ping(commands::ping::Args),
+    /// Reach hosts behind any WireGuard peer: no control plane, no root.
+    Wg(commands::wg::Args),
     /// Run the workspace's end of the tunnel.
     Agent(commands::agent::Args),
     /// Run the control plane, or manage its users and workspaces.
@@ -88,6 +95,7 @@ impl Cli {
             Command::Logout(args) => commands::login::logout(args, global),
             Command::List(args) => commands::list::run(args, global),
             Command::Ping(args) => commands::ping::run(args, global),
+            Command::Wg(args) => commands::wg::run(args),
             Command::Agent(args) => commands::agent::run(args, global),
             Command::Server(args) => commands::server::run(*args, global),
             Command::Demo(args) => commands::demo::run(args, global),
@@ -110,12 +118,45 @@ impl Cli {
         let filter = EnvFilter::try_from_env("RELAY_LOG").unwrap_or_else(|_| EnvFilter::new(level));
         let colors = std::io::IsTerminal::is_terminal(&std::io::stderr())
             && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
-        tracing_subscriber::fmt()
-            .with_env_filter(filter)
+        let stderr = tracing_subscriber::fmt::layer()
             .with_writer(std::io::stderr)
             .with_target(self.global.verbose)
             .with_ansi(colors)
+            .with_filter(filter);
+        let file = self.log_file().map(|file| {
+            tracing_subscriber::fmt::layer()
+                .with_writer(Arc::new(file))
+                .with_ansi(false)
+                .with_filter(EnvFilter::new("debug"))
+        });
+        tracing_subscriber::registry()
+            .with(stderr)
+            .with(file)
             .init();
+    }
+
+    /// The log that was asked for besides. A folder that cannot be written to is said, and no more.
+    fn log_file(&self) -> Option<File> {
+        let Command::Ssh(args) = &self.command else {
+            return None;
+        };
+        let folder = args.log_dir.as_ref()?;
+        let path = folder.join(format!("coder-ssh-{}.log", std::process::id()));
+        match File::options()
+            .append(true)
+            .create(true)
+            .mode(0o600)
+            .open(&path)
+        {
+            Ok(file) => Some(file),
+            Err(error) => {
+                output::notice(format_args!(
+                    "warning: no log in {}: {error}",
+                    path.display()
+                ));
+                None
+            }
+        }
     }
 }
 

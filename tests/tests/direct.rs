@@ -1,5 +1,8 @@
 //! Three hosts, nothing in the way: all traffic takes the direct path.
 
+#[path = "plain/wg.rs"]
+mod wg;
+
 use std::net::{Ipv4Addr, Ipv6Addr};
 
 use relay_lab::apps::{self, App};

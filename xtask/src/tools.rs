@@ -31,6 +31,8 @@ const TOOLS: &[(&str, &str)] = &[
     ("ssh-keygen", "openssh-client"),
     ("sshd", "openssh-server"),
     ("unshare", "util-linux"),
+    ("wg", "wireguard-tools"),
+    ("wireguard-go", "wireguard-go"),
 ];
 
 /// Installs missing tools when that is possible, else prints the line that does. A test whose tool

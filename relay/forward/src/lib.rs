@@ -16,6 +16,7 @@ mod tunnel;
 mod udp;
 mod usage;
 mod way;
+pub mod wg;
 
 pub use error::Error;
 pub use find::{Found, find};

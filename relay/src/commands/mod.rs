@@ -13,6 +13,7 @@ pub(crate) mod port_forward;
 pub(crate) mod server;
 pub(crate) mod ssh;
 mod tunnel;
+pub(crate) mod wg;
 
 use std::future::Future;
 use std::io;

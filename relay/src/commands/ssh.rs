@@ -1,10 +1,12 @@
 //! `relay ssh`: a shell or a command in a workspace, or the bytes of somebody else's SSH.
 
 mod console;
+mod network;
 mod terminal;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::builder::BoolishValueParser;
@@ -120,6 +122,21 @@ pub(crate) struct Args {
     /// disable
     #[arg(long, env = "CODER_SSH_USAGE_APP", hide = true, default_value = "ssh")]
     usage_app: String,
+    /// Folder for a file that says every few seconds what the way is like, as JSON, for editors: it is
+    /// named by the id of the process that started this one, such as `ssh`
+    #[arg(long, value_name = "DIR")]
+    network_info_dir: Option<PathBuf>,
+    /// How often that file is written, such as 5s
+    #[arg(long, value_name = "TIME", default_value = "5s", value_parser = network::interval)]
+    network_info_interval: Duration,
+    /// Folder for a log of this run in detail
+    #[arg(short, long, env = "CODER_SSH_LOG_DIR", hide_env_values = true)]
+    #[arg(value_name = "DIR")]
+    pub(crate) log_dir: Option<PathBuf>,
+    /// Accepted for Coder's scripts: every run of relay has a tunnel of its own
+    #[arg(long, hide = true, num_args = 0..=1, require_equals = true)]
+    #[arg(default_missing_value = "true", value_parser = BoolishValueParser::new())]
+    force_new_tunnel: Option<bool>,
     #[command(flatten)]
     tunnel: TunnelArgs,
 }
@@ -239,12 +256,17 @@ fn link(args: &Args, name: WorkspaceName, global: &Global, report: Reporter) -> 
     };
     let wait = if args.no_wait { Wait::No } else { args.wait };
     let usage = Some(args.usage_app.clone()).filter(|app| app != "disable");
+    let network = match &args.network_info_dir {
+        Some(folder) => Some(network::watch(folder, args.network_info_interval)?),
+        None => None,
+    };
     Ok(Link {
         options,
         helper,
         report,
         wait,
         usage,
+        network,
     })
 }
 

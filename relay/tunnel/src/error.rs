@@ -46,6 +46,18 @@ pub enum Error {
     /// The other end did not answer in time.
     #[error("no answer through the tunnel within {0:?}; is the agent running?")]
     NoAnswer(std::time::Duration),
+    /// A host of a plain WireGuard tunnel that no peer is the way to.
+    #[error(
+        "no [Peer] has {0} in its AllowedIPs, so there is no way there; add it to those of the peer \
+         that leads to it"
+    )]
+    NoWay(std::net::IpAddr),
+    /// A plain WireGuard tunnel in which this end has no address of the host's kind.
+    #[error(
+        "this end has no {family} address in the tunnel, and {0} is one; add one to Address in [Interface]",
+        family = family(.0)
+    )]
+    NoAddress(std::net::IpAddr),
     /// Every source port of this end is in use by a UDP flow.
     #[error("no free UDP source port in the tunnel: 16,384 flows are open; close some")]
     TooManyFlows,
@@ -57,4 +69,11 @@ pub enum Error {
         /// The most this peer can take.
         limit: usize,
     },
+}
+
+fn family(address: &std::net::IpAddr) -> &'static str {
+    match address.is_ipv4() {
+        true => "IPv4",
+        false => "IPv6",
+    }
 }

@@ -7,6 +7,7 @@ pub mod dial;
 pub mod endpoint;
 mod error;
 pub mod path;
+pub mod plain;
 pub mod stack;
 pub mod udp;
 pub mod wireguard;

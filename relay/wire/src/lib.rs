@@ -17,6 +17,7 @@
 //! | [`remote_forward`] | what of a workspace leads back to this machine |
 //! | [`rest`] | JSON bodies of the HTTP API |
 //! | [`terminal`] | terminal modes of SSH |
+//! | [`wg`] | files of wg-quick, and forwards into a plain WireGuard tunnel |
 
 pub mod addr;
 pub mod derp;
@@ -33,6 +34,7 @@ pub mod spec;
 pub mod stun;
 pub mod terminal;
 pub mod tsmp;
+pub mod wg;
 pub mod yamux;
 
 pub use error::Error;

@@ -88,6 +88,45 @@ fn tsmp_packet() -> impl Strategy<Value = Vec<u8>> {
     })
 }
 
+/// Lines of a file of wg-quick, most of them right.
+fn wg_line() -> impl Strategy<Value = String> {
+    let key = any::<[u8; 32]>().prop_map(|bytes| {
+        let nearly = "=".repeat(usize::from(bytes[0] % 8 != 0));
+        base64_of(&bytes).trim_end_matches('=').to_owned() + &nearly
+    });
+    let name = prop::sample::select(vec![
+        "PrivateKey",
+        "publickey",
+        "PresharedKey",
+        "Address",
+        "AllowedIPs",
+        "Endpoint",
+        "MTU",
+        "PersistentKeepalive",
+        "ListenPort",
+        "DNS",
+    ]);
+    let value = prop_oneof![
+        key,
+        "[0-9]{0,6}",
+        "[0-9.:/\\[\\]]{0,20}",
+        Just("10.0.0.1/24, fd00::1/64".to_owned()),
+        Just("[2001:db8::1]:51820".to_owned()),
+        Just("off".to_owned()),
+    ];
+    prop_oneof![
+        Just("[Interface]".to_owned()),
+        Just("[Peer]".to_owned()),
+        (name, value).prop_map(|(name, value)| format!("{name} = {value}")),
+        "\\PC{0,20}",
+    ]
+}
+
+fn base64_of(bytes: &[u8]) -> String {
+    use base64::Engine as _;
+    base64::engine::general_purpose::STANDARD.encode(bytes)
+}
+
 proptest! {
     #[test]
     fn disco_bears_any_bytes(bytes in bytes(), kind in 0u8..5, version in 0u8..3) {
@@ -150,6 +189,15 @@ proptest! {
     ) {
         let bind = bind.map(|ip| format!("{ip}:")).unwrap_or_default();
         bodies::specs(&format!("{bind}{local}-{}:{remote}-{}", local + more, remote + more));
+    }
+
+    #[test]
+    fn files_of_wg_quick_bear_any_text(
+        lines in vec(wg_line(), 0..12), forward in "[0-9:.\\[\\]]{0,24}", wild in "\\PC{0,40}",
+    ) {
+        bodies::wg(&lines.join("\n"));
+        bodies::wg(&forward);
+        bodies::wg(&wild);
     }
 
     #[test]

@@ -5,6 +5,7 @@
 //! * [`session`]: a shell or a command, with this crate's own SSH.
 
 mod handler;
+mod network;
 mod session;
 mod stdio;
 #[cfg(test)]
@@ -29,6 +30,7 @@ use crate::find::Found;
 use crate::tunnel::{self, Options, Tunnel};
 use crate::usage;
 use crate::way::{Way, reason};
+pub use network::{Network, NetworkWatch};
 
 /// The agent's SSH server (coder_facts §1.9).
 pub const PORT: u16 = 1;
@@ -63,6 +65,8 @@ pub struct Link {
     pub wait: Wait,
     /// What the deployment is told that the workspace is used for; nothing when `None`.
     pub usage: Option<String>,
+    /// Who is told what the way looks like.
+    pub network: Option<NetworkWatch>,
 }
 
 /// A session to be run.
@@ -213,6 +217,7 @@ async fn carry(
         report,
         wait,
         usage,
+        network,
     } = link;
     let client = options.client.clone();
     let (tunnel, mut supervisor) = tokio::select! {
@@ -221,6 +226,7 @@ async fn carry(
         opened = tunnel::open(options, helper, report.clone()) => opened?,
     };
     let found = supervisor.found.clone();
+    let regions = supervisor.regions.clone();
     let mut stopped = supervisor.stopped();
     let working = async {
         let stream = tokio::select! {
@@ -239,6 +245,10 @@ async fn carry(
                 found.workspace.id,
                 Some(body),
             ));
+        }
+        if let Some(watch) = network {
+            let endpoint = tunnel.endpoint.clone();
+            background.spawn(network::tell(endpoint, found.agent.id, regions, watch));
         }
         work(stream, signals).await
     };

@@ -88,8 +88,7 @@ impl Hub {
 }
 
 impl Datagrams {
-    /// `source` is the address flows come from.
-    #[cfg(test)]
+    /// Those of one loop; `source` is the address flows come from.
     pub(crate) fn new(source: Ipv6Addr) -> (Datagrams, Outbox, Delivery) {
         let (datagrams, mut outboxes, delivery) = Self::of_loops(source, 1, None);
         (datagrams, outboxes.remove(0), delivery)
@@ -108,6 +107,14 @@ impl Datagrams {
         let delivery = Delivery { hub: hub.clone() };
         let out = Outlets { each, home };
         (Datagrams { hub, out, source }, outboxes, delivery)
+    }
+
+    /// The same, with flows from another of this end's addresses.
+    pub(crate) fn with_source(&self, source: Ipv6Addr) -> Datagrams {
+        Datagrams {
+            source,
+            ..self.clone()
+        }
     }
 
     /// Opens a flow to `remote`. It ends when it is dropped.

@@ -282,6 +282,15 @@ impl KernelStack {
         }
     }
 
+    /// Makes the device the way to an address that is none of an agent or client, where packets have
+    /// `mtu` bytes at most (1280 at least). It is the way when this returns.
+    pub(crate) fn add_route(&self, to: Ipv6Addr, mtu: u16) -> io::Result<()> {
+        self.shared.ways.set(to, mtu);
+        let mtu = self.shared.ways.get(to);
+        let Shared { helper, number, .. } = &*self.shared;
+        helper.set_route_now(*number, to, mtu)
+    }
+
     /// Where packets appear that the stack wants written later. The latest receiver gets them.
     pub fn injections(&self) -> mpsc::UnboundedReceiver<Injection> {
         let mut injections = lock(&self.shared.injections);

@@ -132,6 +132,18 @@ impl UdpSocket {
         self.dual
     }
 
+    /// Lets routers and the kernel cut datagrams that are too large for a way, as WireGuard does: for
+    /// peers whose path's size nobody probes.
+    pub fn allow_fragments(&self) {
+        let fd = self.fd.get_ref().as_fd();
+        let never = libc::IP_PMTUDISC_DONT;
+        let _ = sys::set_option(fd, libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, never);
+        if self.dual {
+            let never = libc::IPV6_PMTUDISC_DONT;
+            let _ = sys::set_option(fd, libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER, never);
+        }
+    }
+
     /// Bytes that the kernel queues for this socket before it drops.
     pub fn receive_buffer(&self) -> usize {
         // The kernel tells twice what it was asked for, to account for its own overhead.

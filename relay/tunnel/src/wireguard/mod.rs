@@ -15,7 +15,7 @@ use boringtun::noise::{Packet, Tunn};
 use boringtun::x25519;
 
 pub use burst::{Burst, Opened, Run};
-pub use peer::{Peer, PeerOptions};
+pub use peer::{Peer, PeerOptions, PlainOptions};
 
 /// Bytes by which a sealed packet is longer than the packet and its padding; large packets have none.
 pub const OVERHEAD: usize = 32;

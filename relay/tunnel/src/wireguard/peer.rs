@@ -16,6 +16,7 @@ pub(super) const LARGEST_HANDSHAKE: usize = 148;
 const TICK: Duration = Duration::from_millis(250);
 /// After this much silence no timer but the keepalive's can fire.
 const QUIET: Duration = Duration::from_secs(16);
+/// The pace of keepalives, and of attempts that nobody answered for long.
 const KEEPALIVE_SECONDS: u16 = 25;
 const KEEPALIVE: Duration = Duration::from_secs(KEEPALIVE_SECONDS as u64);
 /// Waits between the first attempts of a handshake: a lost first message should not cost the five
@@ -44,10 +45,29 @@ pub struct PeerOptions {
     pub keepalive: bool,
 }
 
+/// What is decided about a peer that is known by its configuration alone.
+#[derive(Debug, Clone)]
+pub struct PlainOptions {
+    /// Its public key.
+    pub key: [u8; 32],
+    /// A secret that both ends have besides their keys.
+    pub preshared: Option<[u8; 32]>,
+    /// A number no other peer of this end has, below 2^24.
+    pub index: u32,
+    /// After how many seconds of silence it is sent a packet.
+    pub keepalive: Option<u16>,
+}
+
 /// A WireGuard peer.
 pub struct Peer {
     tunn: Box<Tunn>,
     options: PeerOptions,
+    /// The source addresses of its packets are checked by whoever gets them.
+    any_source: bool,
+    keepalive: Option<Duration>,
+    /// Datagrams that only the peer can have sent, and when the last came.
+    authentic: u64,
+    last_authentic: Option<Instant>,
     /// A session exists, so packets can be sealed.
     ready: bool,
     handshake: Option<Attempt>,
@@ -68,22 +88,57 @@ struct Attempt {
 impl Peer {
     /// Installs a peer.
     pub fn new(identity: &Identity, options: PeerOptions, now: Instant) -> Peer {
-        let keepalive = options.keepalive.then_some(KEEPALIVE_SECONDS);
+        let seconds = options.keepalive.then_some(KEEPALIVE_SECONDS);
+        Peer::with(identity, options, None, seconds, now)
+    }
+
+    /// Installs a peer whose packets, of either family, are all given out: whether it may have sent
+    /// from such an address is for the caller to check.
+    pub fn plain(identity: &Identity, options: PlainOptions, now: Instant) -> Peer {
+        let PlainOptions {
+            key,
+            preshared,
+            index,
+            keepalive,
+        } = options;
+        let options = PeerOptions {
+            key,
+            index,
+            addresses: Vec::new(),
+            keepalive: keepalive.is_some(),
+        };
+        let mut peer = Peer::with(identity, options, preshared, keepalive, now);
+        peer.any_source = true;
+        peer
+    }
+
+    fn with(
+        identity: &Identity,
+        options: PeerOptions,
+        preshared: Option<[u8; 32]>,
+        seconds: Option<u16>,
+        now: Instant,
+    ) -> Peer {
         let tunn = Tunn::new(
             identity.secret.clone(),
             x25519::PublicKey::from(options.key),
-            None,
-            keepalive,
+            preshared,
+            seconds,
             options.index,
             Some(identity.limiter.clone()),
         );
+        let keepalive = seconds.map(|seconds| Duration::from_secs(seconds.into()));
         Peer {
             tunn: Box::new(tunn),
+            any_source: false,
+            keepalive,
+            authentic: 0,
+            last_authentic: None,
             ready: false,
             handshake: None,
             last_tick: now,
             last_activity: None,
-            keepalive_at: options.keepalive.then(|| now + KEEPALIVE),
+            keepalive_at: keepalive.map(|keepalive| now + keepalive),
             rejected: 0,
             options,
         }
@@ -124,6 +179,26 @@ impl Peer {
         self.rejected
     }
 
+    /// Whether it is greeted by itself and sent something when it was silent for long.
+    pub fn keepalive(&self) -> bool {
+        self.options.keepalive
+    }
+
+    /// Datagrams that only the peer can have sent, so far: where they come from is where it is.
+    pub fn authentic(&self) -> u64 {
+        self.authentic
+    }
+
+    /// When the last of them came.
+    pub fn last_authentic(&self) -> Option<Instant> {
+        self.last_authentic
+    }
+
+    /// Since when a handshake waits for its answer.
+    pub fn unanswered_since(&self) -> Option<Instant> {
+        self.handshake.map(|attempt| attempt.first)
+    }
+
     /// Seals all packets of a burst. False when there are no keys yet: the burst is untouched then,
     /// and [`Peer::greet`] asks for keys.
     pub fn seal_burst(
@@ -159,9 +234,12 @@ impl Peer {
         replies: &mut Vec<Vec<u8>>,
     ) -> bool {
         self.catch_up(now, replies);
-        let was_ready = self.ready;
+        let (was_ready, authentic) = (self.ready, self.authentic);
         for datagram in data.chunks(segment.max(1)) {
             self.open(datagram, from, opened, replies);
+        }
+        if self.authentic > authentic {
+            self.last_authentic = Some(now);
         }
         self.last_activity = Some(now);
         if !self.ready {
@@ -177,19 +255,24 @@ impl Peer {
         opened: &mut Opened,
         replies: &mut Vec<Vec<u8>>,
     ) {
-        match self
+        let result = self
             .tunn
-            .decapsulate(from, datagram, opened.room(datagram.len()))
-        {
+            .decapsulate(from, datagram, opened.room(datagram.len()));
+        self.authentic += u64::from(is_authentic(datagram, &result));
+        match result {
             TunnResult::Done => {}
             TunnResult::WriteToTunnelV6(packet, source) => {
-                if self.options.addresses.contains(&source) {
+                if self.any_source || self.options.addresses.contains(&source) {
                     let len = packet.len();
                     opened.keep(self.options.index, len);
                 } else {
                     self.rejected += 1;
                     tracing::debug!(%source, "packet from an address that is not the peer's dropped");
                 }
+            }
+            TunnResult::WriteToTunnelV4(packet, _) if self.any_source => {
+                let len = packet.len();
+                opened.keep(self.options.index, len);
             }
             TunnResult::WriteToTunnelV4(..) => self.rejected += 1,
             TunnResult::WriteToNetwork(reply) => {
@@ -287,7 +370,8 @@ impl Peer {
         self.last_tick = now;
         if self.keepalive_at.is_some_and(|at| at <= now) {
             // A little later than boringtun's own, so that its is due when this one is.
-            self.keepalive_at = Some(now + KEEPALIVE + Duration::from_millis(20));
+            let pace = self.keepalive.unwrap_or(KEEPALIVE);
+            self.keepalive_at = Some(now + pace + Duration::from_millis(20));
         }
         let mut room = [0; LARGEST_HANDSHAKE];
         match self.tunn.update_timers(&mut room) {
@@ -316,6 +400,18 @@ impl Attempt {
             return self.last + KEEPALIVE;
         }
         self.last + RETRIES[(self.count - 1).min(RETRIES.len() - 1)]
+    }
+}
+
+/// Whether a datagram that was opened so has proven that the peer sent it. A cookie, sent or taken,
+/// proves nothing.
+fn is_authentic(datagram: &[u8], result: &TunnResult<'_>) -> bool {
+    const COOKIE: Option<&u8> = Some(&3);
+    match result {
+        TunnResult::Err(_) => false,
+        TunnResult::WriteToNetwork(reply) => reply.first() != COOKIE,
+        TunnResult::Done => datagram.first() != COOKIE,
+        TunnResult::WriteToTunnelV4(..) | TunnResult::WriteToTunnelV6(..) => true,
     }
 }
 

@@ -10,7 +10,7 @@ use relay_wire::keys::{DiscoPrivate, DiscoPublic, NodePrivate, NodePublic};
 use relay_wire::names::{self, WorkspaceName};
 use relay_wire::proto::tailnet;
 use relay_wire::remote_forward::RemoteForward;
-use relay_wire::{addr, derp, derp_map, disco, drpc, spec, stun, tsmp, yamux};
+use relay_wire::{addr, derp, derp_map, disco, drpc, spec, stun, tsmp, wg, yamux};
 
 /// Cuts `bytes` into pieces whose lengths come from `cuts`, over and over.
 fn pieces<'a>(cuts: &'a [u8], mut bytes: &'a [u8]) -> impl Iterator<Item = &'a [u8]> {
@@ -214,6 +214,23 @@ pub fn proto_tailnet(bytes: &[u8]) {
     settles::<tailnet::CoordinateResponse>(bytes);
     if let Ok(map) = tailnet::DerpMap::decode(bytes) {
         use_map(&derp_map::DerpMap::from(map));
+    }
+}
+
+/// Files of wg-quick and forwards into their tunnels: what was understood is the same when spelled out.
+pub fn wg(text: &str) {
+    match text.parse::<wg::Config>() {
+        Err(error) => assert!(!error.to_string().is_empty()),
+        Ok(config) => {
+            assert!(!config.peers.is_empty() && !config.interface.addresses.is_empty());
+            for network in config.peers.iter().flat_map(|peer| &peer.allowed) {
+                assert_eq!(network.to_string().parse().as_ref(), Ok(network));
+            }
+        }
+    }
+    if let Ok(forward) = wg::Forward::parse(spec::Proto::Tcp, text) {
+        let spelled = forward.to_string();
+        assert_eq!(wg::Forward::parse(spec::Proto::Tcp, &spelled), Ok(forward));
     }
 }
 
