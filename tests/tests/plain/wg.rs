@@ -1,6 +1,6 @@
 //! `relay wg` towards other WireGuard programs: userspace ones with a TUN device in a host's network.
 
-use std::io::Write;
+use std::io::{ErrorKind, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -205,6 +205,7 @@ fn everything_passes(other: &'static str) {
             site.udp_echo(port, size);
         }
     }
+    only_its_own_addresses_are_a_peers(&site);
     let refused = site.relay(
         &site.folder.path().join("wg0.conf"),
         &["--tcp", "9:10.9.0.2:9"],
@@ -214,6 +215,26 @@ fn everything_passes(other: &'static str) {
     assert!(forward.interrupt().success(), "{}", forward.output());
     assert!(!forward.stderr().contains(&site.own.private));
     forward_is_told(&forward);
+}
+
+/// Somebody listens nowhere at this end, so what gets in is refused, and what does not is not.
+fn only_its_own_addresses_are_a_peers(site: &Site) {
+    let foreign = Ipv4Addr::new(10, 9, 0, 3);
+    let add = format!("addr add {foreign}/32 dev {}", site.device);
+    site.there.namespace.ip(&add);
+    let connect = |from: Ipv4Addr, limit: Duration| {
+        site.there.namespace.enter(|| {
+            let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None);
+            let socket = socket.expect("socket");
+            let address = |ip, port| SocketAddr::from((ip, port)).into();
+            socket.bind(&address(from, 0)).expect("bind");
+            let error = socket.connect_timeout(&address(HERE.0, 80), limit);
+            error.expect_err("nobody listens").kind()
+        })
+    };
+    assert_eq!(connect(THERE.0, PATIENCE), ErrorKind::ConnectionRefused);
+    let shut_out = connect(foreign, Duration::from_secs(2));
+    assert_eq!(shut_out, ErrorKind::TimedOut);
 }
 
 fn forward_is_told(forward: &Process) {

@@ -12,6 +12,7 @@ use tokio::sync::mpsc;
 use super::Event;
 use super::peer::{Remote, Step};
 use super::routes::Routes;
+use super::send;
 use super::translate::{self, GROWTH, clamp_segments, unmap};
 use crate::datagram::{self, Datagram, Delivery, Fragments, Outbox, PROTO_UDP, Reassembler};
 use crate::stack::{Injection, KernelStack, Tun, Verdict};
@@ -26,8 +27,6 @@ const UDP_ROUNDS: usize = 4;
 const TUN_READS: usize = 64;
 /// Bytes of super-packets after which a turn stops reading.
 const TUN_BYTES: usize = 4 * 64 * 1024;
-/// How long a full socket is waited for before what it should take is dropped.
-const SEND_PATIENCE: Duration = Duration::from_millis(20);
 /// How long the loop waits for work before it gives its buffers back.
 const IDLE: Duration = Duration::from_secs(3);
 /// Bytes of a transport message that are the same for all that one session seals.
@@ -479,7 +478,7 @@ impl Driver {
     async fn flush(&mut self, now: Instant) {
         let Parts { peers, udp, .. } = &mut self.parts;
         for peer in peers {
-            flush_peer(peer, udp, now).await;
+            send::flush(peer, udp, now).await;
         }
     }
 }
@@ -535,79 +534,6 @@ fn open(
     (peer.wireguard.authentic() > before)
         .then(|| peer.heard(from))
         .flatten()
-}
-
-async fn flush_peer(peer: &mut Remote, udp: &mut UdpSocket, now: Instant) {
-    let data = !peer.outgoing.is_empty() || !peer.held.is_empty();
-    if !data && peer.control.is_empty() {
-        return;
-    }
-    let Some(to) = peer.endpoint() else {
-        peer.control.clear();
-        return peer.hold();
-    };
-    if data && !peer.wireguard.is_ready() {
-        peer.wireguard.greet(false, now, &mut peer.control);
-    }
-    let mut failure = send_control(udp, to, &mut peer.control).await.err();
-    let Remote {
-        wireguard,
-        outgoing,
-        held,
-        control,
-        ..
-    } = peer;
-    let mut waits = false;
-    for burst in [held, outgoing] {
-        if burst.is_empty() {
-            continue;
-        }
-        if waits || !wireguard.seal_burst(burst, now, control) {
-            waits = true;
-            continue;
-        }
-        for run in burst.runs() {
-            let data = &burst.data()[run.range];
-            if let Err(error) = send(udp, to, data, run.segment).await {
-                failure = Some(error);
-                break;
-            }
-        }
-        burst.clear();
-    }
-    let last = send_control(udp, to, control).await.err();
-    peer.failure = last.or(failure).map(|error| error.to_string());
-    if waits {
-        peer.hold();
-    }
-}
-
-async fn send_control(
-    udp: &mut UdpSocket,
-    to: SocketAddr,
-    control: &mut Vec<Vec<u8>>,
-) -> io::Result<()> {
-    let mut outcome = Ok(());
-    for message in control.drain(..) {
-        let sent = send(udp, to, &message, message.len()).await;
-        outcome = outcome.and(sent);
-    }
-    outcome
-}
-
-async fn send(udp: &mut UdpSocket, to: SocketAddr, data: &[u8], segment: usize) -> io::Result<()> {
-    loop {
-        match udp.try_send_burst(to, data, segment) {
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                let writable = tokio::time::timeout(SEND_PATIENCE, udp.writable()).await;
-                if writable.is_err() {
-                    return Ok(());
-                }
-            }
-            Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => return Ok(()),
-            done => return done,
-        }
-    }
 }
 
 fn is_passing(error: &io::Error) -> bool {

@@ -8,11 +8,13 @@
 //! | `driver` | the loop that moves packets |
 //! | `peer` | where a peer is, whether it answers, what waits for it |
 //! | `routes` | which peer an address belongs to |
+//! | `send` | what a peer gets, sealed and sent |
 //! | `translate` | IPv4 and IPv6 |
 
 mod driver;
 mod peer;
 mod routes;
+mod send;
 mod translate;
 
 use std::io;

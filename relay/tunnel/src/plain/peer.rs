@@ -37,6 +37,8 @@ pub(super) struct Remote {
     name: String,
     host: Option<Host>,
     endpoint: Option<SocketAddr>,
+    /// Where it was heard last.
+    heard_at: Option<SocketAddr>,
     needed: bool,
     answered: bool,
     silent: bool,
@@ -79,6 +81,7 @@ impl Remote {
             name: peer.name(),
             host: peer.endpoint.clone(),
             endpoint: None,
+            heard_at: None,
             needed,
             answered: false,
             silent: false,
@@ -101,14 +104,16 @@ impl Remote {
         self.endpoint
     }
 
-    /// Its host has these addresses: the next one is tried each time.
+    /// Its host has these addresses: each time the next one is tried, and that where it was last.
     pub(super) fn found(&mut self, addresses: &[SocketAddr], now: Instant) {
-        let turn = self.look_ups.saturating_sub(1);
-        let Some(address) = addresses.get(turn % addresses.len().max(1)) else {
+        let last = self.heard_at.filter(|last| !addresses.contains(last));
+        let places = addresses.len() + usize::from(last.is_some());
+        let turn = self.look_ups.saturating_sub(1) % places.max(1);
+        let Some(address) = addresses.get(turn).copied().or(last) else {
             return;
         };
         let first = self.endpoint.is_none();
-        self.endpoint = Some(*address);
+        self.endpoint = Some(address);
         let wanted = self.needed || self.wireguard.keepalive() || !self.held.is_empty();
         if first && wanted {
             self.wireguard.greet(false, now, &mut self.control);
@@ -123,6 +128,7 @@ impl Remote {
             }
             self.endpoint = Some(from);
         }
+        self.heard_at = Some(from);
         let again = !self.answered || self.silent;
         (self.answered, self.silent) = (true, false);
         let peer = self.name.clone();
@@ -278,5 +284,11 @@ mod tests {
         assert_eq!(peer.endpoint(), Some(from));
         assert_eq!(peer.heard(at(8)), None);
         assert_eq!(peer.endpoint(), Some(at(8)));
+        // Where the file says, where it was last, and over again.
+        for expected in [at(1), at(8), at(1)] {
+            peer.look_ups += 1;
+            peer.found(&[at(1)], now);
+            assert_eq!(peer.endpoint(), Some(expected));
+        }
     }
 }

@@ -204,16 +204,20 @@ mod tests {
         ("channels", channels),
     ];
 
+    fn stored(target: &str) -> Vec<Vec<u8>> {
+        let folder = format!("{}/fuzz/corpus/{target}", env!("CARGO_MANIFEST_DIR"));
+        let files = std::fs::read_dir(&folder).unwrap();
+        let mut paths: Vec<_> = files.map(|file| file.unwrap().path()).collect();
+        assert!(!paths.is_empty(), "{folder} is empty");
+        paths.sort();
+        let inputs = paths.iter().map(|path| std::fs::read(path).unwrap());
+        inputs.collect()
+    }
+
     #[test]
     fn stored_inputs_are_borne() {
         for (name, body) in TARGETS {
-            let folder = format!("{}/fuzz/corpus/{name}", env!("CARGO_MANIFEST_DIR"));
-            let files = std::fs::read_dir(&folder).unwrap();
-            let inputs: Vec<_> = files.map(|file| file.unwrap().path()).collect();
-            assert!(!inputs.is_empty(), "{folder} is empty");
-            for input in inputs {
-                body(&std::fs::read(input).unwrap());
-            }
+            stored(name).iter().for_each(|input| body(input));
         }
     }
 
@@ -223,6 +227,25 @@ mod tests {
             for (_, body) in TARGETS {
                 body(&bytes);
             }
+        }
+
+        #[test]
+        fn nearly_the_stored_inputs_are_borne(
+            target in 0..TARGETS.len(),
+            input: prop::sample::Index,
+            changes in vec((any::<prop::sample::Index>(), any::<u8>()), 1..6),
+            cut: prop::sample::Index,
+        ) {
+            let (name, body) = TARGETS[target];
+            let inputs = stored(name);
+            let mut bytes = input.get(&inputs).clone();
+            for (at, byte) in changes {
+                let at = at.index(bytes.len());
+                bytes[at] = byte;
+            }
+            body(&bytes);
+            bytes.truncate(cut.index(bytes.len() + 1));
+            body(&bytes);
         }
     }
 }
