@@ -14,6 +14,7 @@
 //! | [`yamux`], [`drpc`], [`proto`] | the control channel: streams, calls, messages |
 //! | [`spec`] | port specifications and the plan of what to listen on |
 //! | [`names`] | names of workspaces and agents |
+//! | [`forwards`] | forwards of every kind, by the text that names them |
 //! | [`remote_forward`] | what of a workspace leads back to this machine |
 //! | [`rest`] | JSON bodies of the HTTP API |
 //! | [`terminal`] | terminal modes of SSH |
@@ -25,6 +26,7 @@ pub mod derp_map;
 pub mod disco;
 pub mod drpc;
 mod error;
+pub mod forwards;
 pub mod keys;
 pub mod names;
 pub mod proto;
