@@ -48,7 +48,7 @@ pub(crate) struct Cli {
 enum Command {
     /// Make ports of a workspace appear on this machine.
     #[command(visible_alias = "tunnel")]
-    PortForward(commands::port_forward::Args),
+    PortForward(Box<commands::port_forward::Args>),
     /// Sign in to a deployment and remember the session.
     Login(commands::login::Args),
     /// Forget the remembered session.
@@ -90,7 +90,7 @@ impl Cli {
             Command::Ssh(args) => return commands::ssh::run(*args, global),
             Command::Connect(args) => return Ok(commands::connect::run(&args)),
             Command::ConfigSsh(args) => commands::config_ssh::run(*args, global),
-            Command::PortForward(args) => commands::port_forward::run(args, global),
+            Command::PortForward(args) => commands::port_forward::run(*args, global),
             Command::Login(args) => commands::login::run(args, global),
             Command::Logout(args) => commands::login::logout(args, global),
             Command::List(args) => commands::list::run(args, global),
@@ -119,7 +119,7 @@ impl Cli {
         let colors = std::io::IsTerminal::is_terminal(&std::io::stderr())
             && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
         let stderr = tracing_subscriber::fmt::layer()
-            .with_writer(std::io::stderr)
+            .with_writer(|| crate::screen::Logs)
             .with_target(self.global.verbose)
             .with_ansi(colors)
             .with_filter(filter);

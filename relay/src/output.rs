@@ -4,7 +4,7 @@ use std::io::{self, Write};
 
 /// Prints one line on stderr. A closed stderr is nobody's error.
 pub(crate) fn notice(text: impl std::fmt::Display) {
-    let _ = writeln!(io::stderr().lock(), "{text}");
+    crate::screen::print(&format!("{text}\n"));
 }
 
 /// Prints an error as one line: the outermost sentence first, its causes after it.

@@ -49,12 +49,30 @@ impl Process {
     ///
     /// # Panics
     /// When it does not start.
-    pub fn start(name: &str, host: Option<&Host>, mut command: Command) -> Process {
+    pub fn start(name: &str, host: Option<&Host>, command: Command) -> Process {
+        Process::spawn(name, host, command, Stdio::null())
+    }
+
+    /// Starts it with a pipe to its standard input.
+    ///
+    /// # Panics
+    /// When it does not start.
+    pub fn with_input(
+        name: &str,
+        host: Option<&Host>,
+        command: Command,
+    ) -> (Process, std::process::ChildStdin) {
+        let mut process = Process::spawn(name, host, command, Stdio::piped());
+        let input = process.child.stdin.take().expect("standard input");
+        (process, input)
+    }
+
+    fn spawn(name: &str, host: Option<&Host>, mut command: Command, input: Stdio) -> Process {
         if let Some(host) = host {
             host.namespace.adopt(&mut command);
         }
         command
-            .stdin(Stdio::null())
+            .stdin(input)
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
         // SAFETY: between fork and exec only setrlimit(2) and prctl(2) are called, which are
@@ -101,6 +119,21 @@ impl Process {
             Some(line) => line,
             None => panic!(
                 "{}: no line {count} with {text:?} within {limit:?}\n{}",
+                self.name,
+                self.output()
+            ),
+        }
+    }
+
+    /// Waits until something like that is on standard output, however early it came.
+    ///
+    /// # Panics
+    /// With all output, when it does not come or the program ends first.
+    pub fn wait_output(&self, text: &str, limit: Duration) -> String {
+        match self.stdout.wait(text, 1, limit) {
+            Some(line) => line,
+            None => panic!(
+                "{}: no {text:?} on stdout within {limit:?}\n{}",
                 self.name,
                 self.output()
             ),

@@ -1,21 +1,23 @@
 //! The agent's own HTTP API, on a port of the tunnel that is never an app's (coder_facts §2.17):
-//! what listens on this machine.
+//! what listens on this machine, and the streams that relay's own clients ask for.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex as StdMutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use http::header::{CONTENT_TYPE, HeaderValue};
+use http::header::{CONNECTION, CONTENT_TYPE, HeaderValue, UPGRADE};
 use http::{Method, Request, Response, StatusCode};
 use http_body_util::Full;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
+use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use serde::Serialize;
 use tokio::net::TcpStream;
 use tokio::sync::Mutex;
 
 use crate::listening::{self, Port};
+use crate::streams::{PROTOCOL, Streams, Work};
 
 /// The port of the tunnel on which it is served.
 pub(crate) const PORT: u16 = 4;
@@ -27,8 +29,8 @@ const HEAD: Duration = Duration::from_secs(30);
 const LONGEST_HEAD: usize = 16 << 10;
 
 /// The API, shared by its connections.
-#[derive(Default)]
 pub(crate) struct Api {
+    streams: Streams,
     /// Held while the list is made, so that it is made once for all who ask.
     ports: Mutex<Option<(Instant, Bytes)>>,
 }
@@ -43,24 +45,67 @@ struct Message<'a> {
     message: &'a str,
 }
 
+/// What a connection is for, once it is no more HTTP's.
+type Next = Arc<StdMutex<Option<(OnUpgrade, Work)>>>;
+
 impl Api {
+    /// An API with these streams.
+    pub(crate) fn new(streams: Streams) -> Self {
+        Self {
+            streams,
+            ports: Mutex::default(),
+        }
+    }
+
     /// Serves a connection to its end.
     pub(crate) async fn serve(self: Arc<Self>, stream: TcpStream) {
+        let next = Next::default();
+        let (api, noted) = (Arc::clone(&self), Arc::clone(&next));
         let service = service_fn(move |request| {
-            let api = Arc::clone(&self);
-            async move { Ok::<_, std::convert::Infallible>(api.answer(&request).await) }
+            let (api, next) = (Arc::clone(&api), Arc::clone(&noted));
+            async move { Ok::<_, std::convert::Infallible>(api.answer(request, &next).await) }
         });
         let connection = http1::Builder::new()
             .timer(TokioTimer::new())
             .header_read_timeout(HEAD)
             .max_buf_size(LONGEST_HEAD)
-            .serve_connection(TokioIo::new(stream), service);
+            .serve_connection(TokioIo::new(stream), service)
+            .with_upgrades();
         if let Err(error) = connection.await {
             tracing::debug!(%error, "a connection to the agent's API ended");
         }
+        let next = next.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let Some((upgrade, work)) = next else {
+            return;
+        };
+        match upgrade.await.map(hyper::upgrade::Upgraded::downcast) {
+            // Peers wait for the answer before they go on, so nothing was read too much.
+            Ok(Ok(parts)) if parts.read_buf.is_empty() => {
+                let stream: TokioIo<TcpStream> = parts.io;
+                self.streams.serve(stream.into_inner(), work).await;
+            }
+            _ => tracing::debug!("a peer did not wait for the answer of the agent's API"),
+        }
     }
 
-    async fn answer<B>(&self, request: &Request<B>) -> Response<Full<Bytes>> {
+    async fn answer<B>(&self, mut request: Request<B>, next: &Next) -> Response<Full<Bytes>> {
+        if let Some(target) = request.uri().path().strip_prefix("/api/v0/relay/") {
+            let query = request.uri().query().unwrap_or_default();
+            let asked = request.headers().get(UPGRADE);
+            let asked = asked.is_some_and(|value| value == PROTOCOL);
+            if !asked || request.method() != Method::GET {
+                let how = "This is a stream of relay's: ask for it by an upgrade.";
+                return say(StatusCode::UPGRADE_REQUIRED, how);
+            }
+            return match self.streams.open(target, query).await {
+                Ok(work) => {
+                    let upgrade = hyper::upgrade::on(&mut request);
+                    *next.lock().unwrap_or_else(PoisonError::into_inner) = Some((upgrade, work));
+                    switch()
+                }
+                Err(refusal) => say(refusal.status, &refusal.message),
+            };
+        }
         match (request.method(), request.uri().path()) {
             (&Method::GET, "/") => say(StatusCode::OK, "This is the agent of a workspace."),
             (&Method::GET, "/api/v0/listening-ports") => match self.ports().await {
@@ -87,6 +132,15 @@ impl Api {
         *kept = Some((Instant::now(), list.clone()));
         Ok(list)
     }
+}
+
+fn switch() -> Response<Full<Bytes>> {
+    let mut answer = Response::new(Full::default());
+    *answer.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+    let headers = answer.headers_mut();
+    headers.insert(CONNECTION, HeaderValue::from_static("Upgrade"));
+    headers.insert(UPGRADE, HeaderValue::from_static(PROTOCOL));
+    answer
 }
 
 fn say(status: StatusCode, message: &str) -> Response<Full<Bytes>> {
@@ -116,7 +170,7 @@ mod tests {
 
     async fn get(api: &Api, path: &str) -> (StatusCode, Value) {
         let request = Request::get(path).body(()).unwrap();
-        let answer = api.answer(&request).await;
+        let answer = api.answer(request, &Next::default()).await;
         let status = answer.status();
         let body = answer.into_body().collect().await.unwrap().to_bytes();
         (status, serde_json::from_slice(&body).unwrap())
@@ -131,7 +185,7 @@ mod tests {
 
     #[tokio::test]
     async fn the_list_of_ports_is_a_second_old_at_most() {
-        let api = Api::default();
+        let api = Api::new(Streams::default());
         let first = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
         let (status, list) = get(&api, "/api/v0/listening-ports").await;
         assert_eq!(status, StatusCode::OK);
@@ -149,7 +203,7 @@ mod tests {
 
     #[tokio::test]
     async fn other_paths_and_methods_are_not_found() {
-        let api = Api::default();
+        let api = Api::new(Streams::default());
         assert_eq!(get(&api, "/").await.0, StatusCode::OK);
         for path in ["/api/v0/netcheck", "/api/v0/listening-ports/x", "/../"] {
             let (status, body) = get(&api, path).await;
@@ -157,7 +211,16 @@ mod tests {
             assert!(body["message"].is_string());
         }
         let post = Request::post("/").body(()).unwrap();
-        assert_eq!(api.answer(&post).await.status(), StatusCode::NOT_FOUND);
+        let answer = api.answer(post, &Next::default()).await;
+        assert_eq!(answer.status(), StatusCode::NOT_FOUND);
+    }
+
+    #[tokio::test]
+    async fn a_stream_takes_an_upgrade() {
+        let api = Api::new(Streams::default());
+        let (status, body) = get(&api, "/api/v0/relay/listen?port=8080").await;
+        assert_eq!(status, StatusCode::UPGRADE_REQUIRED);
+        assert!(body["message"].is_string());
     }
 
     #[tokio::test]
@@ -166,7 +229,7 @@ mod tests {
         let address = listener.local_addr().unwrap();
         let mut peer = TcpStream::connect(address).await.unwrap();
         let (stream, _) = listener.accept().await.unwrap();
-        let serving = tokio::spawn(Arc::new(Api::default()).serve(stream));
+        let serving = tokio::spawn(Arc::new(Api::new(Streams::default())).serve(stream));
         peer.write_all(b"\x16\x03\x01\x00\x00nonsense\r\n\r\n")
             .await
             .unwrap();

@@ -8,6 +8,7 @@ pub mod health;
 pub mod listening;
 mod peers;
 pub mod ssh;
+mod streams;
 mod tcp;
 mod traffic;
 mod udp;
@@ -109,9 +110,10 @@ async fn serve(config: Config, session: &mut AgentSession, nodes: OwnNode) -> Re
     let traffic = Arc::new(Traffic::default());
     let counted = Arc::clone(&traffic);
     session.report(Arc::new(move || counted.report()));
+    let streams = streams::Streams::new(ssh.options(), engine, Arc::clone(&traffic));
     let service = tcp::Service {
         engine,
-        api: Arc::default(),
+        api: Arc::new(api::Api::new(streams)),
         ssh,
         traffic: Arc::clone(&traffic),
     };

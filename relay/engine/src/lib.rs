@@ -14,6 +14,7 @@ mod ring;
 pub mod sessions;
 mod sockmap;
 pub mod steer;
+pub mod unix;
 
 use std::fmt;
 use std::str::FromStr;

@@ -17,6 +17,36 @@ pub enum Error {
         /// What the operating system says.
         reason: String,
     },
+    /// A Unix socket that cannot be opened.
+    #[error("listen '{path}': {reason}")]
+    ListenUnix {
+        /// Its path.
+        path: String,
+        /// Why not.
+        reason: String,
+    },
+    /// The workspace does not listen for a reverse forward.
+    #[error("the workspace does not listen for {forward}: {reason}")]
+    BackRefused {
+        /// The forward.
+        forward: String,
+        /// Why not.
+        reason: String,
+    },
+    /// To be removed, and not there.
+    #[error("{0} is not forwarded; name it as it was added")]
+    NotForwarded(String),
+    /// To be removed, and not alone.
+    #[error("{forward} is a part of {range}; remove all of it")]
+    PartOfRange {
+        /// What was named.
+        forward: String,
+        /// What it belongs to.
+        range: String,
+    },
+    /// The forwarder has ended.
+    #[error("nothing is forwarded any more: the forwarder has ended")]
+    Ended,
     /// Another process has a range there.
     #[error(
         "{proto} ports of {address} are forwarded by another relay: take another address, such as \

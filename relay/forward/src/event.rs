@@ -4,12 +4,75 @@ use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use relay_wire::remote_forward::RemoteForward;
+use relay_wire::forwards::UnixForward;
+use relay_wire::remote_forward::{REMOTE_BIND, RemoteForward};
 use relay_wire::spec::Proto;
 
-/// Something worth telling the user. Its text is the line that the command line prints.
+use crate::board::Row;
+
+/// Something worth telling the user. Its text is the line that the command line prints, where it
+/// is [for people](Event::is_for_people).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
+    /// What will be forwarded.
+    Plan(Vec<Row>),
+    /// A socket of a forward is open, on this machine or, for a reverse forward, in the workspace.
+    Listening {
+        /// The forward.
+        row: Arc<Row>,
+        /// Where it listens: an address with a port, or a path.
+        address: String,
+    },
+    /// A forward was taken down. Connections that were open go on.
+    Removed {
+        /// The forward.
+        row: Arc<Row>,
+    },
+    /// Something happened to a connection.
+    Connection(Connection),
+    /// A local Unix socket, or a port that leads to one of the workspace, is about to be opened.
+    ForwardingUnix {
+        /// From where to where.
+        forward: UnixForward,
+    },
+    /// The workspace is about to be asked to listen.
+    ForwardingBack {
+        /// From where to where.
+        forward: RemoteForward,
+    },
+    /// The workspace does not listen any more, and cannot be made to for now.
+    BackRefused {
+        /// From where to where.
+        forward: RemoteForward,
+        /// Why.
+        reason: String,
+    },
+    /// A port that listens in the workspace is not forwarded.
+    Skipped {
+        /// The port.
+        port: u16,
+        /// The program that listens there; may be empty.
+        program: String,
+        /// Why.
+        reason: String,
+    },
+    /// Something began to listen in the workspace and is forwarded.
+    Appeared {
+        /// Its port.
+        port: u16,
+        /// The program; may be empty.
+        program: String,
+    },
+    /// Nothing listens on that port of the workspace any more.
+    Vanished {
+        /// The port.
+        port: u16,
+    },
+    /// The agent does not tell what listens in the workspace.
+    PortsUnknown {
+        /// Why.
+        reason: String,
+    },
     /// The user switched direct paths off.
     RelaysOnly,
     /// The workspace was stopped and is being started.
@@ -87,6 +150,13 @@ pub enum Event {
         /// Why.
         reason: String,
     },
+    /// A connection could not be made to a Unix socket of the workspace.
+    SocketDialFailed {
+        /// Its path.
+        path: String,
+        /// Why.
+        reason: String,
+    },
     /// A connection that leads back from the workspace found nobody here.
     LocalDialFailed {
         /// Where it leads.
@@ -101,10 +171,10 @@ pub enum Event {
     },
     /// A local socket broke. The others stay.
     ListenerStopped {
-        /// Protocol.
-        proto: Proto,
+        /// Protocol; none for a Unix socket.
+        proto: Option<Proto>,
         /// Where it listened.
-        local: SocketAddr,
+        local: String,
         /// Why.
         reason: String,
     },
@@ -114,6 +184,38 @@ pub enum Event {
     AgentLost,
     /// The agent, or the one of the rebuilt workspace, answers.
     AgentBack,
+}
+
+/// What happened to a connection.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Connection {
+    /// The forward that it belongs to.
+    pub row: Arc<Row>,
+    /// Its number, from 1 on.
+    pub id: u64,
+    /// Who made it, where that has an address.
+    pub from: Option<SocketAddr>,
+    /// What happened.
+    pub phase: Phase,
+}
+
+/// Where a connection is in its life.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Phase {
+    /// It was accepted.
+    Opened,
+    /// It has ended.
+    Closed {
+        /// Bytes to the workspace.
+        sent: u64,
+        /// Bytes from the workspace.
+        received: u64,
+    },
+    /// Nobody took it on the other side.
+    Failed {
+        /// Why.
+        reason: String,
+    },
 }
 
 /// A way to the agent.
@@ -134,9 +236,64 @@ impl fmt::Display for Path {
     }
 }
 
+impl Event {
+    /// Whether it is worth a line for a person. The others are for programs that follow closely.
+    pub fn is_for_people(&self) -> bool {
+        !matches!(
+            self,
+            Self::Plan(_) | Self::Listening { .. } | Self::Removed { .. } | Self::Connection(_)
+        )
+    }
+}
+
 impl fmt::Display for Event {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            Self::Plan(rows) => write!(out, "{} forwards", rows.len()),
+            Self::Listening { row, address } => write!(out, "{}: listening on {address}", row.name),
+            Self::Removed { row } => write!(out, "{}: removed", row.name),
+            Self::Connection(Connection { row, id, phase, .. }) => match phase {
+                Phase::Opened => write!(out, "{}: connection {id}", row.name),
+                Phase::Closed { .. } => write!(out, "{}: connection {id} ended", row.name),
+                Phase::Failed { reason } => write!(out, "{}: connection {id}: {reason}", row.name),
+            },
+            Self::ForwardingUnix { forward } => write!(
+                out,
+                "Forwarding '{}' locally to '{}' in the workspace",
+                forward.here, forward.there
+            ),
+            Self::ForwardingBack { forward } => {
+                let (there, here) = ends(forward);
+                write!(
+                    out,
+                    "Forwarding '{there}' in the workspace to '{here}' locally"
+                )
+            }
+            Self::BackRefused { forward, reason } => {
+                let (there, _) = ends(forward);
+                write!(
+                    out,
+                    "Cannot listen on '{there}' in the workspace for now: {reason}"
+                )
+            }
+            Self::Skipped {
+                port,
+                program,
+                reason,
+            } => write!(
+                out,
+                "Skipping port {port}{} of the workspace: {reason}",
+                by(program)
+            ),
+            Self::Appeared { port, program } => {
+                write!(out, "Port {port}{} listens in the workspace", by(program))
+            }
+            Self::Vanished { port } => {
+                write!(out, "Port {port} listens no more in the workspace")
+            }
+            Self::PortsUnknown { reason } => {
+                write!(out, "The agent does not tell what listens: {reason}")
+            }
             Self::RelaysOnly => out.write_str("Direct connections are off: using relays only"),
             Self::StartingWorkspace { workspace } => {
                 write!(out, "Starting workspace \"{workspace}\"")
@@ -206,6 +363,9 @@ impl fmt::Display for Event {
                     "Failed to dial 'tcp://127.0.0.1:{remote}' in workspace: {reason}"
                 )
             }
+            Self::SocketDialFailed { path, reason } => {
+                write!(out, "Failed to dial '{path}' in workspace: {reason}")
+            }
             Self::LocalDialFailed { forward, reason } => {
                 write!(out, "Failed to dial for remote forward {forward}: {reason}")
             }
@@ -215,12 +375,31 @@ impl fmt::Display for Event {
                 local,
                 reason,
             } => {
-                write!(out, "Stopped listening on '{proto}://{local}': {reason}")
+                let proto = proto.map_or_else(String::new, |proto| format!("{proto}://"));
+                write!(out, "Stopped listening on '{proto}{local}': {reason}")
             }
             Self::Path(path) => write!(out, "path: {path}"),
             Self::AgentLost => out.write_str("agent lost, waiting"),
             Self::AgentBack => out.write_str("agent back"),
         }
+    }
+}
+
+/// The two ends of a reverse forward, the workspace's first.
+fn ends(forward: &RemoteForward) -> (String, String) {
+    match forward {
+        RemoteForward::Tcp { remote, host, port } => (
+            format!("tcp://{REMOTE_BIND}:{remote}"),
+            format!("tcp://{host}:{port}"),
+        ),
+        RemoteForward::Unix { remote, local } => (remote.clone(), local.display().to_string()),
+    }
+}
+
+fn by(program: &str) -> String {
+    match program {
+        "" => String::new(),
+        program => format!(" ({program})"),
     }
 }
 

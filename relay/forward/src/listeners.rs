@@ -10,6 +10,7 @@ use relay_wire::spec::{Forward, Listen, Proto};
 use tokio::net::{TcpStream, UdpSocket};
 
 use crate::Error;
+use crate::board::{Board, Entry, Key};
 use crate::event::{Event, Reporter};
 use crate::plan::{Part, Plan, Range};
 use crate::way::reason;
@@ -25,6 +26,7 @@ pub(crate) enum Local {
 pub(crate) struct Place {
     pub(crate) address: SocketAddr,
     pub(crate) leads: Leads,
+    pub(crate) entry: Arc<Entry>,
 }
 
 #[derive(Clone)]
@@ -33,26 +35,28 @@ pub(crate) enum Leads {
     To(u16),
     /// It depends on the port that was asked for; the socket is steered to.
     By(Arc<Range>),
+    /// To this Unix socket.
+    Socket(Arc<str>),
+}
+
+/// Where a connection leads.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Remote {
+    Port(u16),
+    Socket(Arc<str>),
 }
 
 impl Place {
-    /// The port that an accepted connection leads to.
-    pub(crate) fn remote(&self, stream: &TcpStream) -> io::Result<u16> {
+    /// Where an accepted connection leads.
+    pub(crate) fn remote(&self, stream: &TcpStream) -> io::Result<Remote> {
         match &self.leads {
-            Leads::To(port) => Ok(*port),
+            Leads::To(port) => Ok(Remote::Port(*port)),
+            Leads::Socket(path) => Ok(Remote::Socket(Arc::clone(path))),
             Leads::By(range) => {
                 let port = range.remote(stream.local_addr()?.port());
-                port.ok_or_else(|| io::ErrorKind::AddrNotAvailable.into())
+                let port = port.ok_or(io::ErrorKind::AddrNotAvailable)?;
+                Ok(Remote::Port(port))
             }
-        }
-    }
-}
-
-impl From<Listen> for Place {
-    fn from(listen: Listen) -> Self {
-        Self {
-            address: listen.address,
-            leads: Leads::To(listen.forward.remote),
         }
     }
 }
@@ -89,115 +93,181 @@ fn port_by_port(plan: &Plan, why: &relay_engine::Error, report: &Reporter) -> Re
 /// Opens everything, telling each attempt before it is made. On an error all are closed again.
 pub(crate) fn open(
     plan: &Plan,
-    mut steering: Option<Steering>,
+    steering: Option<Steering>,
     report: &Reporter,
+    board: &Board,
 ) -> Result<Open, Error> {
-    let mut sockets = Vec::with_capacity(plan.0.len());
-    let mut steer = steering.is_some();
-    for part in &plan.0 {
-        let range = match part {
-            Part::One(listen) => {
-                sockets.extend(open_one(*listen, report)?);
-                continue;
+    let mut opening = Opening {
+        report,
+        board,
+        last: None,
+        sockets: Vec::with_capacity(plan.0.len()),
+    };
+    match opening.all(plan, steering) {
+        Ok(steering) => Ok(Open {
+            sockets: opening.sockets,
+            steering,
+        }),
+        Err(error) => {
+            for (place, _) in &opening.sockets {
+                place.entry.take_down();
             }
-            Part::Range(range) => range,
-        };
-        if let Some(steering) = steering.as_mut().filter(|_| steer) {
-            match open_range(range, steering, report) {
-                Ok(socket) => {
-                    sockets.push(socket);
+            Err(error)
+        }
+    }
+}
+
+struct Opening<'a> {
+    report: &'a Reporter,
+    board: &'a Board,
+    /// The forward of the last socket: it may have one more.
+    last: Option<(Forward, Arc<Entry>)>,
+    sockets: Vec<(Place, Local)>,
+}
+
+impl Opening<'_> {
+    fn all(
+        &mut self,
+        plan: &Plan,
+        mut steering: Option<Steering>,
+    ) -> Result<Option<Steering>, Error> {
+        let mut steer = steering.is_some();
+        for part in &plan.0 {
+            let range = match part {
+                Part::One(listen) => {
+                    self.one(*listen)?;
                     continue;
                 }
-                Err(relay_engine::Error::Claimed(_)) => return Err(claimed(range)),
+                Part::Range(range) => range,
+            };
+            if let Some(steering) = steering.as_mut().filter(|_| steer) {
+                match self.range(range, steering) {
+                    Ok(()) => continue,
+                    Err(relay_engine::Error::Claimed(_)) => return Err(claimed(range)),
+                    Err(error) => {
+                        steer = false;
+                        port_by_port(plan, &error, self.report)?;
+                    }
+                }
+            }
+            self.each(range)?;
+        }
+        Ok(steering)
+    }
+
+    /// One port. Nothing comes of one that need not be there.
+    fn one(&mut self, listen: Listen) -> Result<(), Error> {
+        match attempt(listen, self.report) {
+            Ok(socket) => {
+                let forward = listen.forward;
+                let entry = match &self.last {
+                    Some((last, entry)) if *last == forward => Arc::clone(entry),
+                    _ => self.board.put(Key::Any(forward.into())),
+                };
+                self.last = Some((forward, Arc::clone(&entry)));
+                let place = Place {
+                    address: listen.address,
+                    leads: Leads::To(forward.remote),
+                    entry,
+                };
+                self.push(place, socket);
+                Ok(())
+            }
+            Err(error) if listen.required => Err(failed(listen, &error)),
+            Err(error) => {
+                tracing::info!(local = %listen.address, reason = reason(&error), "not listening there");
+                Ok(())
+            }
+        }
+    }
+
+    /// A range on one socket.
+    fn range(&mut self, range: &Range, steering: &mut Steering) -> Result<(), relay_engine::Error> {
+        let (proto, address) = (range.proto, IpAddr::from(range.address));
+        for span in &range.spans {
+            let (local, remote) = (span.locals(), span.remotes());
+            self.report.tell(Event::ForwardingRange {
+                proto,
+                address,
+                local,
+                remote,
+            });
+        }
+        let (socket, left) = match proto {
+            Proto::Tcp => {
+                let opened = steering.tcp(range.address, range.port_set())?;
+                (Local::Tcp(Acceptor::new(opened.socket)), opened.left)
+            }
+            Proto::Udp => {
+                let opened = steering.udp(range.address, range.port_set())?;
+                (Local::Udp(opened.socket), opened.left)
+            }
+        };
+        tell_left(range, left, self.report);
+        let first = range.ports().next().unwrap_or_default();
+        let place = Place {
+            address: SocketAddr::new(address, first),
+            leads: Leads::By(Arc::new(range.clone())),
+            entry: self.board.put(Key::Range(range.clone())),
+        };
+        self.push(place, socket);
+        Ok(())
+    }
+
+    /// A range with one listener for each port.
+    fn each(&mut self, range: &Range) -> Result<(), Error> {
+        let is_claimed = match range.proto {
+            Proto::Tcp => steer::is_claimed_tcp(range.address),
+            Proto::Udp => steer::is_claimed_udp(range.address),
+        };
+        if is_claimed {
+            return Err(claimed(range));
+        }
+        let (mut left, mut busy) = (Vec::new(), None);
+        let entry = self.board.put(Key::Range(range.clone()));
+        let before = self.sockets.len();
+        for listen in range.listens() {
+            match attempt(listen, self.report) {
+                Ok(socket) => {
+                    let place = Place {
+                        address: listen.address,
+                        leads: Leads::To(listen.forward.remote),
+                        entry: Arc::clone(&entry),
+                    };
+                    self.push(place, socket);
+                }
+                Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
+                    left.push(listen.address.port());
+                    busy.get_or_insert((listen, error));
+                }
                 Err(error) => {
-                    steer = false;
-                    port_by_port(plan, &error, report)?;
+                    entry.take_down();
+                    return Err(failed(listen, &error));
                 }
             }
         }
-        open_each(range, report, &mut sockets)?;
-    }
-    Ok(Open { sockets, steering })
-}
-
-/// One port. Nothing comes of one that need not be there.
-fn open_one(listen: Listen, report: &Reporter) -> Result<Option<(Place, Local)>, Error> {
-    match attempt(listen, report) {
-        Ok(socket) => Ok(Some((listen.into(), socket))),
-        Err(error) if listen.required => Err(failed(listen, &error)),
-        Err(error) => {
-            tracing::info!(local = %listen.address, reason = reason(&error), "not listening there");
-            Ok(None)
-        }
-    }
-}
-
-/// A range on one socket.
-fn open_range(
-    range: &Range,
-    steering: &mut Steering,
-    report: &Reporter,
-) -> Result<(Place, Local), relay_engine::Error> {
-    let (proto, address) = (range.proto, IpAddr::from(range.address));
-    for span in &range.spans {
-        let (local, remote) = (span.locals(), span.remotes());
-        report.tell(Event::ForwardingRange {
-            proto,
-            address,
-            local,
-            remote,
-        });
-    }
-    let (socket, left) = match proto {
-        Proto::Tcp => {
-            let opened = steering.tcp(range.address, range.port_set())?;
-            (Local::Tcp(Acceptor::new(opened.socket)), opened.left)
-        }
-        Proto::Udp => {
-            let opened = steering.udp(range.address, range.port_set())?;
-            (Local::Udp(opened.socket), opened.left)
-        }
-    };
-    tell_left(range, left, report);
-    let first = range.ports().next().unwrap_or_default();
-    let place = Place {
-        address: SocketAddr::new(address, first),
-        leads: Leads::By(Arc::new(range.clone())),
-    };
-    Ok((place, socket))
-}
-
-/// A range with one listener for each port.
-fn open_each(
-    range: &Range,
-    report: &Reporter,
-    sockets: &mut Vec<(Place, Local)>,
-) -> Result<(), Error> {
-    let is_claimed = match range.proto {
-        Proto::Tcp => steer::is_claimed_tcp(range.address),
-        Proto::Udp => steer::is_claimed_udp(range.address),
-    };
-    if is_claimed {
-        return Err(claimed(range));
-    }
-    let (mut left, mut busy) = (Vec::new(), None);
-    let before = sockets.len();
-    for listen in range.listens() {
-        match attempt(listen, report) {
-            Ok(socket) => sockets.push((listen.into(), socket)),
-            Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
-                left.push(listen.address.port());
-                busy.get_or_insert((listen, error));
+        match busy {
+            Some((listen, error)) if self.sockets.len() == before => {
+                entry.take_down();
+                Err(failed(listen, &error))
             }
-            Err(error) => return Err(failed(listen, &error)),
+            _ => {
+                tell_left(range, left, self.report);
+                Ok(())
+            }
         }
     }
-    match busy {
-        Some((listen, error)) if sockets.len() == before => Err(failed(listen, &error)),
-        _ => {
-            tell_left(range, left, report);
-            Ok(())
-        }
+
+    fn push(&mut self, place: Place, socket: Local) {
+        let address = match &place.leads {
+            Leads::By(_) => place.entry.row.here.clone(),
+            _ => place.address.to_string(),
+        };
+        self.report.tell(Event::Listening {
+            row: Arc::clone(&place.entry.row),
+            address,
+        });
+        self.sockets.push((place, socket));
     }
 }
 
@@ -268,12 +338,16 @@ mod tests {
     fn reporter() -> (Arc<Mutex<Vec<String>>>, Reporter) {
         let lines = Arc::new(Mutex::new(Vec::new()));
         let copy = lines.clone();
-        let report = Reporter::new(move |event| copy.lock().unwrap().push(event.to_string()));
+        let report = Reporter::new(move |event| {
+            if event.is_for_people() {
+                copy.lock().unwrap().push(event.to_string());
+            }
+        });
         (lines, report)
     }
 
     fn open_plain(forwards: &[Forward], report: &Reporter) -> Result<Open, Error> {
-        open(&Plan::new(forwards), None, report)
+        open(&Plan::new(forwards), None, report, &Board::default())
     }
 
     #[tokio::test]

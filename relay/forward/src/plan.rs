@@ -1,13 +1,16 @@
 //! What to listen on: single ports, and ranges of an address that is nobody else's, for which one
 //! socket may do.
 
+use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use relay_engine::limits;
 use relay_engine::steer::{PortSet, may_be_owned};
+use relay_wire::forwards::AnyForward;
 use relay_wire::spec::{Forward, Listen, Proto};
 
 use crate::Error;
+use crate::board::Row;
 
 /// All that was asked for, in order.
 #[derive(Debug)]
@@ -58,6 +61,24 @@ impl Plan {
             }
         }
         Self(parts)
+    }
+
+    /// What it comes to, in order.
+    pub(crate) fn rows(&self) -> Vec<Row> {
+        let mut forwards: Vec<Forward> = Vec::new();
+        let mut rows = Vec::new();
+        for part in &self.0 {
+            match part {
+                // Both sockets of a default bind are one forward.
+                Part::One(listen) if forwards.last() == Some(&listen.forward) => {}
+                Part::One(listen) => {
+                    forwards.push(listen.forward);
+                    rows.push(Row::from(&AnyForward::Port(listen.forward)));
+                }
+                Part::Range(range) => rows.push(range.into()),
+            }
+        }
+        rows
     }
 
     /// How many addresses have a range.
@@ -113,6 +134,12 @@ impl Range {
         self.proto == proto && Some(self.address) == address
     }
 
+    /// Whether a forward is part of it.
+    pub(crate) fn has(&self, forward: &Forward) -> bool {
+        (forward.proto, forward.bind) == (self.proto, Some(self.address.into()))
+            && self.remote(forward.local) == Some(forward.remote)
+    }
+
     /// The local ports.
     pub(crate) fn ports(&self) -> impl Iterator<Item = u16> {
         self.spans.iter().flat_map(|span| span.local..=span.last())
@@ -142,6 +169,19 @@ impl Range {
             address: SocketAddr::new(self.address.into(), forward.local),
             required: true,
         })
+    }
+}
+
+impl fmt::Display for Range {
+    /// As it is written: every run of ports after a comma.
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let specs = self.spans.iter().map(|span| span.spec(self.address.into()));
+        write!(
+            out,
+            "{}://{}",
+            self.proto,
+            specs.collect::<Vec<_>>().join(",")
+        )
     }
 }
 

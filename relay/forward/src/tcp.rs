@@ -1,22 +1,27 @@
-//! One TCP listener: each connection is dialled in the workspace and pumped.
+//! One TCP or Unix listener: each connection is dialled in the workspace and pumped.
 
+use std::future::Future;
 use std::io;
 
-use relay_engine::Engine;
 use relay_engine::accept::Acceptor;
+use relay_engine::unix::Bound;
+use relay_engine::{Engine, pump_counted};
 use relay_tunnel::endpoint::EarlyData;
 use relay_wire::spec::Proto;
-use tokio::net::TcpStream;
+use tokio::net::{TcpStream, UnixStream};
 use tokio::task::JoinSet;
 
+use crate::agent_api;
+use crate::board::{Counted, Entry};
 use crate::event::{Event, Reporter};
-use crate::listeners::Place;
+use crate::listeners::{Place, Remote};
 use crate::way::{Way, reason};
 
 /// Looks at a socket for its first bytes, where no time is to be lost: a few microseconds in all.
 const LOOKS: usize = 4;
 
-/// Serves a listener until it breaks. Dropping the future closes it and all its connections.
+/// Serves a listener until it breaks or its forward is taken down, and its connections to their end.
+/// Dropping the future closes it and all its connections.
 pub(crate) async fn serve<W: Way>(
     mut acceptor: Acceptor,
     place: Place,
@@ -25,6 +30,8 @@ pub(crate) async fn serve<W: Way>(
     report: Reporter,
 ) {
     let mut connections = JoinSet::new();
+    let entry = place.entry.clone();
+    let mut stopped = std::pin::pin!(entry.stopped());
     loop {
         tokio::select! {
             accepted = acceptor.next() => match accepted {
@@ -37,44 +44,122 @@ pub(crate) async fn serve<W: Way>(
                             continue;
                         }
                     };
-                    tracing::debug!(%from, remote, "connection");
+                    tracing::debug!(%from, ?remote, "connection");
+                    let counted = place.entry.connect(Some(from), &report);
                     let (way, report) = (way.clone(), report.clone());
-                    connections.spawn(carry(stream, remote, way, engine, report));
+                    connections.spawn(carry(stream, remote, way, engine, report, counted));
                 }
                 Err(error) => {
-                    let local = place.address;
-                    let reason = reason(&error);
-                    report.tell(Event::ListenerStopped { proto: Proto::Tcp, local, reason });
+                    report.tell(Event::ListenerStopped {
+                        proto: Some(Proto::Tcp),
+                        local: place.address.to_string(),
+                        reason: reason(&error),
+                    });
                     break;
                 }
             },
             Some(_) = connections.join_next() => {}
+            () = &mut stopped => break,
         }
     }
     drop(acceptor);
     while connections.join_next().await.is_some() {}
 }
 
-async fn carry<W: Way>(local: TcpStream, remote: u16, way: W, engine: Engine, report: Reporter) {
-    let first = match way.early_data() {
-        // It joins only connections of which nothing was read yet.
-        Some(_) if engine == Engine::Sockmap => Vec::new(),
-        Some(early) => first_bytes(&local, early).await,
-        None => Vec::new(),
+/// Serves a Unix socket in the same way.
+pub(crate) async fn serve_unix<W: Way>(
+    bound: Bound,
+    remote: Remote,
+    entry: std::sync::Arc<Entry>,
+    way: W,
+    engine: Engine,
+    report: Reporter,
+) {
+    let mut connections = JoinSet::new();
+    let mut stopped = std::pin::pin!(entry.stopped());
+    loop {
+        tokio::select! {
+            stream = bound.next() => {
+                let counted = entry.connect(None, &report);
+                let (remote, way, report) = (remote.clone(), way.clone(), report.clone());
+                connections.spawn(carry_unix(stream, remote, way, engine, report, counted));
+            }
+            Some(_) = connections.join_next() => {}
+            () = &mut stopped => break,
+        }
+    }
+    drop(bound);
+    while connections.join_next().await.is_some() {}
+}
+
+async fn carry<W: Way>(
+    local: TcpStream,
+    remote: Remote,
+    way: W,
+    engine: Engine,
+    report: Reporter,
+    counted: Counted,
+) {
+    let connected = match &remote {
+        Remote::Port(port) => {
+            let first = match way.early_data() {
+                // It joins only connections of which nothing was read yet.
+                Some(_) if engine == Engine::Sockmap => Vec::new(),
+                Some(early) => first_bytes(&local, early).await,
+                None => Vec::new(),
+            };
+            connect(&way, *port, &local, first).await
+        }
+        Remote::Socket(path) => agent_api::dial_socket(&way, path).await,
     };
-    match connect(&way, remote, &local, first).await {
+    match connected {
         Ok(far) => {
-            let summary = relay_engine::pump(local, far, engine).await;
+            let summary = pump_counted(local, far, engine, &counted.moved).await;
             tracing::debug!(?summary, "connection ended");
         }
         Err(error) => {
-            report.tell(Event::DialFailed {
-                remote,
-                reason: reason(&error),
-            });
+            fail(&remote, &error, &report, counted);
             relay_engine::abort(local);
         }
     }
+}
+
+fn carry_unix<W: Way>(
+    local: UnixStream,
+    remote: Remote,
+    way: W,
+    engine: Engine,
+    report: Reporter,
+    counted: Counted,
+) -> impl Future<Output = ()> + Send {
+    async move {
+        let connected = match &remote {
+            Remote::Port(port) => way.connect(*port, &[]).await.map(|(far, _)| far),
+            Remote::Socket(path) => agent_api::dial_socket(&way, path).await,
+        };
+        match connected {
+            Ok(far) => {
+                let summary = pump_counted(local, far, engine, &counted.moved).await;
+                tracing::debug!(?summary, "connection ended");
+            }
+            Err(error) => fail(&remote, &error, &report, counted),
+        }
+    }
+}
+
+fn fail(remote: &Remote, error: &io::Error, report: &Reporter, counted: Counted) {
+    let reason = reason(error);
+    counted.fail(reason.clone());
+    report.tell(match remote {
+        Remote::Port(port) => Event::DialFailed {
+            remote: *port,
+            reason,
+        },
+        Remote::Socket(path) => Event::SocketDialFailed {
+            path: path.to_string(),
+            reason,
+        },
+    });
 }
 
 /// What the app sends at once, left where it is.
@@ -138,7 +223,7 @@ mod tests {
 
     use super::*;
     use crate::listeners::Leads;
-    use crate::testing::Here;
+    use crate::testing::{Here, entry};
 
     fn forwarded(remote: u16) -> (SocketAddr, Arc<Mutex<Vec<String>>>) {
         forwarded_with(remote, None)
@@ -152,10 +237,15 @@ mod tests {
         let local = acceptor.local_addr().unwrap();
         let lines = Arc::new(Mutex::new(Vec::new()));
         let copy = lines.clone();
-        let report = Reporter::new(move |event| copy.lock().unwrap().push(event.to_string()));
+        let report = Reporter::new(move |event| {
+            if event.is_for_people() {
+                copy.lock().unwrap().push(event.to_string());
+            }
+        });
         let place = Place {
             address: local,
             leads: Leads::To(remote),
+            entry: entry("tcp://1"),
         };
         tokio::spawn(serve(
             acceptor,

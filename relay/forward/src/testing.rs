@@ -7,10 +7,18 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytes::Bytes;
 use relay_tunnel::endpoint::EarlyData;
+use relay_wire::forwards::AnyForward;
 use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpStream, UdpSocket};
 
+use crate::board::{Board, Entry, Key};
 use crate::way::{Flow, Way};
+
+/// A forward on a board of its own.
+pub(crate) fn entry(text: &str) -> Arc<Entry> {
+    let forward = AnyForward::parse(text).unwrap().remove(0);
+    Board::default().put(Key::Any(forward))
+}
 
 /// Leads to 127.0.0.1.
 #[derive(Clone, Default)]

@@ -11,8 +11,8 @@ use relay_control::client::{Coordination, Event as Control};
 use relay_control::rest::Client;
 use relay_tunnel::datagram::Flow as TunnelFlow;
 use relay_tunnel::endpoint::{
-    EarlyData, Endpoint, EndpointConfig, EndpointEvents, Event as Packets, LocalNode, PeerNode,
-    StackChoice,
+    BUSY_POLL, EarlyData, Endpoint, EndpointConfig, EndpointEvents, Event as Packets, LocalNode,
+    MAX_MTU, PeerNode, StackChoice,
 };
 use relay_tunnel::path::PathState;
 use relay_tunnel::stack::{NetHelper, Offloads};
@@ -62,6 +62,22 @@ pub struct Options {
     pub offloads: Offloads,
     /// How long to look for an answer to a small message before sleeping.
     pub busy_poll: Duration,
+}
+
+impl Options {
+    /// The usual way to a workspace.
+    pub fn new(client: Client, name: WorkspaceName) -> Self {
+        Self {
+            client,
+            name,
+            autostart: true,
+            direct: true,
+            stack: StackChoice::default(),
+            max_mtu: MAX_MTU,
+            offloads: Offloads::default(),
+            busy_poll: Duration::from_micros(BUSY_POLL),
+        }
+    }
 }
 
 /// Leads to the agent of the moment.

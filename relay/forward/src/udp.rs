@@ -19,6 +19,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
+use crate::board::Entry;
 use crate::event::{Event, Reporter};
 use crate::listeners::{Leads, Place};
 use crate::way::{Flow, Way, reason};
@@ -35,17 +36,23 @@ thread_local! {
     static SCRATCH: RefCell<Box<[u8]>> = RefCell::new(vec![0; LARGEST].into());
 }
 
-/// Serves a socket until it breaks. Dropping the future ends all its flows.
+/// Serves a socket until it breaks or its forward is taken down. Dropping the future ends all its
+/// flows.
 pub(crate) async fn serve<W: Way>(socket: UdpSocket, place: Place, way: W, report: Reporter) {
-    let (proto, local) = (Proto::Udp, place.address);
+    let local = place.address.to_string();
+    let entry = place.entry.clone();
     let door = Door {
         socket: Arc::new(socket),
         place,
     };
-    if let Err(error) = run(door, &way, IDLE).await {
+    let served = tokio::select! {
+        served = run(door, &way, IDLE) => served,
+        () = entry.stopped() => Ok(()),
+    };
+    if let Err(error) = served {
         let reason = reason(&error);
         report.tell(Event::ListenerStopped {
-            proto,
+            proto: Some(Proto::Udp),
             local,
             reason,
         });
@@ -84,7 +91,8 @@ async fn run<W: Way>(door: Door, way: &W, idle: Duration) -> io::Result<()> {
                         note_busy(&mut clients, now);
                         let known = Known { client, queue: queue.clone(), busy: busy.clone() };
                         clients.insert(client, known, now);
-                        let ends = Ends { answers, busy, flow };
+                        let entry = door.place.entry.clone();
+                        let ends = Ends { answers, busy, flow, entry };
                         flows.spawn(async move {
                             carry(ends, datagrams, idle).await;
                             client
@@ -147,7 +155,7 @@ struct Door {
 impl Door {
     async fn receive(&self, buffer: &mut [u8]) -> io::Result<(usize, Client)> {
         match &self.place.leads {
-            Leads::To(_) => {
+            Leads::To(_) | Leads::Socket(_) => {
                 let (length, from) = self.socket.recv_from(buffer).await?;
                 let port = self.place.address.port();
                 Ok((length, Client { from, port }))
@@ -173,7 +181,7 @@ impl Door {
                 let answers = Answers::Shared(self.socket.clone(), client.from);
                 Ok((answers, way.open_flow(*remote)?))
             }
-            (Leads::By(_), IpAddr::V6(_)) => Err(io::ErrorKind::Unsupported.into()),
+            (Leads::By(_) | Leads::Socket(_), _) => Err(io::ErrorKind::Unsupported.into()),
         }
     }
 }
@@ -219,6 +227,8 @@ struct Ends<F> {
     answers: Answers,
     busy: Arc<AtomicBool>,
     flow: F,
+    /// Counts.
+    entry: Arc<Entry>,
 }
 
 /// One client's flow, until it is silent, evicted, or the tunnel closes.
@@ -240,6 +250,7 @@ async fn carry<F: Flow>(mut ends: Ends<F>, mut datagrams: mpsc::Receiver<Bytes>,
             answer = ends.flow.receive() => {
                 let Some(payload) = answer else { break };
                 last = Instant::now();
+                ends.entry.received(payload.len());
                 ends.answers.send(&payload);
                 continue;
             }
@@ -252,6 +263,7 @@ async fn carry<F: Flow>(mut ends: Ends<F>, mut datagrams: mpsc::Receiver<Bytes>,
             }
         };
         last = Instant::now();
+        ends.entry.sent(payload.len());
         if let Err(error) = ends.flow.send(&payload).await {
             tracing::debug!(reason = reason(&error), "datagram dropped");
         }
@@ -271,7 +283,7 @@ fn is_about_a_client(error: &io::Error) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing::Here;
+    use crate::testing::{Here, entry};
 
     async fn echo() -> u16 {
         let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
@@ -292,7 +304,11 @@ mod tests {
         let leads = Leads::To(remote);
         let door = Door {
             socket: Arc::new(socket),
-            place: Place { address, leads },
+            place: Place {
+                address,
+                leads,
+                entry: entry("udp://1"),
+            },
         };
         tokio::spawn(async move { run(door, &way, idle).await });
         address

@@ -16,8 +16,11 @@ use super::proto::mux::{Refusal, Request};
 use crate::Error;
 
 /// What a client is told when local forwards are blocked.
-pub(super) const LOCAL_BLOCKED: &str =
+pub(crate) const LOCAL_BLOCKED: &str =
     "this workspace's agent runs with --block-local-port-forwarding";
+/// What a client is told when reverse forwards are blocked.
+pub(crate) const REVERSE_BLOCKED: &str =
+    "this workspace's agent runs with --block-reverse-port-forwarding";
 /// A target is dialled no longer than this.
 const DIAL: Duration = Duration::from_secs(30);
 /// Most listeners of a connection.
@@ -161,7 +164,7 @@ impl Reverse {
 }
 
 /// Binds where the peer says: everywhere, on both loopbacks, or on one address.
-fn bind(address: &str, port: u16) -> io::Result<Vec<TcpListener>> {
+pub(crate) fn bind(address: &str, port: u16) -> io::Result<Vec<TcpListener>> {
     let everywhere = [Ipv6Addr::UNSPECIFIED.into(), Ipv4Addr::UNSPECIFIED.into()];
     let loopback = [Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()];
     let one = [address.parse::<IpAddr>(); 1];

@@ -7,7 +7,7 @@
 mod channel;
 mod connection;
 mod environment;
-mod forward;
+pub(crate) mod forward;
 mod process;
 mod proto;
 mod session;
@@ -107,6 +107,11 @@ impl Server {
             host_key: Arc::new(HostKey::from_seed(seed.as_bytes())?),
             workspace,
         })
+    }
+
+    /// What peers may not do.
+    pub(crate) fn options(&self) -> Options {
+        self.options
     }
 
     /// Serves a connection to its end. When this is dropped, so is all that was started for it.

@@ -1,0 +1,257 @@
+//! The agent's own HTTP API, on a port of the tunnel that is never an app's: what listens in the
+//! workspace (coder_facts §2.17), and streams that relay's agents alone know: to a Unix socket, from
+//! a listener, and for each of its connections.
+
+use std::io;
+use std::time::Duration;
+
+use serde::Deserialize;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+
+use crate::way::Way;
+
+/// The port of the tunnel on which it is served.
+const PORT: u16 = 4;
+/// How long the agent may take to answer; it may have to dial.
+const ANSWER: Duration = Duration::from_secs(20);
+/// The longest head of an answer, and the longest list of ports, bytes.
+const LONGEST_HEAD: usize = 8 << 10;
+const LONGEST_LIST: u64 = 2 << 20;
+/// Before a head of which a part has come is looked at again.
+const LOOK: Duration = Duration::from_millis(1);
+/// What the streams speak.
+const PROTOCOL: &str = "relay-stream";
+
+/// A port that something listens on in the workspace.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+pub(crate) struct Port {
+    #[serde(default)]
+    pub(crate) process_name: String,
+    pub(crate) port: u16,
+}
+
+#[derive(Deserialize)]
+struct Ports {
+    ports: Option<Vec<Port>>,
+}
+
+#[derive(Deserialize)]
+struct Message {
+    message: String,
+}
+
+/// All that listens in the workspace, as its agent tells it.
+pub(crate) async fn listening<W: Way>(way: &W) -> io::Result<Vec<Port>> {
+    let mut stream = connect(way).await?;
+    // HTTP/1.0, so that the answer ends with the connection.
+    let request = "GET /api/v0/listening-ports HTTP/1.0\r\nHost: agent\r\n\r\n";
+    let exchange = async {
+        stream.write_all(request.as_bytes()).await?;
+        let mut answer = Vec::new();
+        (&mut stream)
+            .take(LONGEST_LIST)
+            .read_to_end(&mut answer)
+            .await?;
+        Ok(answer)
+    };
+    let answer = within(exchange).await?;
+    let (status, length) = head(&answer)?.ok_or(io::ErrorKind::UnexpectedEof)?;
+    let body = &answer[length..];
+    if status != 200 {
+        return Err(refusal(status, body));
+    }
+    let list: Ports = serde_json::from_slice(body)?;
+    Ok(list.ports.unwrap_or_default())
+}
+
+/// A stream to a Unix socket of the workspace.
+pub(crate) async fn dial_socket<W: Way>(way: &W, path: &str) -> io::Result<TcpStream> {
+    upgrade(way, &format!("dial?unix={}", escaped(path))).await
+}
+
+/// Asks the agent to listen on a port or a socket. A line comes for each connection.
+pub(crate) async fn listen<W: Way>(way: &W, place: Place<'_>) -> io::Result<TcpStream> {
+    let target = match place {
+        Place::Port(port) => format!("listen?port={port}"),
+        Place::Socket(path) => format!("listen?unix={}", escaped(path)),
+    };
+    upgrade(way, &target).await
+}
+
+/// Where the agent listens.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Place<'a> {
+    Port(u16),
+    Socket(&'a str),
+}
+
+/// A connection that such a listener accepted.
+pub(crate) async fn take<W: Way>(way: &W, id: u64) -> io::Result<TcpStream> {
+    upgrade(way, &format!("connection?id={id}")).await
+}
+
+async fn upgrade<W: Way>(way: &W, target: &str) -> io::Result<TcpStream> {
+    let mut stream = connect(way).await?;
+    let request = format!(
+        "GET /api/v0/relay/{target} HTTP/1.1\r\nHost: agent\r\nConnection: Upgrade\r\nUpgrade: \
+         {PROTOCOL}\r\n\r\n"
+    );
+    let exchange = async {
+        stream.write_all(request.as_bytes()).await?;
+        switched(&mut stream).await
+    };
+    within(exchange).await?;
+    Ok(stream)
+}
+
+async fn connect<W: Way>(way: &W) -> io::Result<TcpStream> {
+    match way.connect(PORT, &[]).await {
+        Ok((stream, _)) => Ok(stream),
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => Err(io::Error::other(
+            "the agent has no API of its own; it is too old",
+        )),
+        Err(error) => Err(error),
+    }
+}
+
+async fn within<T>(exchange: impl Future<Output = io::Result<T>>) -> io::Result<T> {
+    match timeout(ANSWER, exchange).await {
+        Ok(result) => result,
+        Err(_) => Err(io::Error::new(
+            io::ErrorKind::TimedOut,
+            "the agent does not answer",
+        )),
+    }
+}
+
+/// Reads the head of the answer and not a byte more: what follows is the stream's.
+async fn switched(stream: &mut TcpStream) -> io::Result<()> {
+    let mut buffer = vec![0; LONGEST_HEAD];
+    let mut seen = 0;
+    loop {
+        let count = stream.peek(&mut buffer).await?;
+        if count == 0 || count == buffer.len() {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        match head(&buffer[..count])? {
+            Some((101, length)) => {
+                stream.read_exact(&mut buffer[..length]).await?;
+                return Ok(());
+            }
+            Some((status, _)) => {
+                let mut answer = Vec::new();
+                let mut rest = stream.take(LONGEST_HEAD as u64);
+                // The agent may hold the connection open after its answer.
+                let _ = timeout(Duration::from_secs(1), rest.read_to_end(&mut answer)).await;
+                let length = head(&answer)?.map_or(answer.len(), |(_, length)| length);
+                return Err(refusal(status, &answer[length..]));
+            }
+            // What is there already would be seen again and again.
+            None if count == seen => tokio::time::sleep(LOOK).await,
+            None => seen = count,
+        }
+    }
+}
+
+/// The status of an answer and the length of its head, as soon as all of it is there.
+fn head(bytes: &[u8]) -> io::Result<Option<(u16, usize)>> {
+    let mut headers = [httparse::EMPTY_HEADER; 32];
+    let mut answer = httparse::Response::new(&mut headers);
+    match answer.parse(bytes) {
+        Ok(httparse::Status::Complete(length)) => {
+            Ok(Some((answer.code.unwrap_or_default(), length)))
+        }
+        Ok(httparse::Status::Partial) => Ok(None),
+        Err(error) => Err(io::Error::new(io::ErrorKind::InvalidData, error)),
+    }
+}
+
+/// What the agent says about why not.
+fn refusal(status: u16, body: &[u8]) -> io::Error {
+    if status == 404 {
+        return io::Error::new(
+            io::ErrorKind::Unsupported,
+            "the agent does not know how; it takes one of relay, of this version",
+        );
+    }
+    let kind = match status {
+        409 => io::ErrorKind::AddrInUse,
+        _ => io::ErrorKind::Other,
+    };
+    let text = match serde_json::from_slice::<Message>(body) {
+        Ok(said) => said.message,
+        Err(_) => format!("the agent answers {status}"),
+    };
+    io::Error::new(kind, text)
+}
+
+/// A path as the value of a query.
+fn escaped(path: &str) -> String {
+    let mut text = String::with_capacity(path.len());
+    for byte in path.bytes() {
+        match byte {
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'/' | b'.' | b'_' | b'-' => {
+                text.push(char::from(byte));
+            }
+            byte => text.push_str(&format!("%{byte:02X}")),
+        }
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    #[test]
+    fn a_path_is_escaped_byte_by_byte() {
+        assert_eq!(escaped("/run/a b%&é.sock"), "/run/a%20b%25%26%C3%A9.sock");
+    }
+
+    /// What comes of an answer, and what is left on the stream.
+    async fn answered(pieces: &'static [&'static str]) -> (io::Result<()>, String) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        tokio::spawn(async move {
+            let (mut peer, _) = listener.accept().await.unwrap();
+            for piece in pieces {
+                peer.write_all(piece.as_bytes()).await.unwrap();
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        });
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        let result = switched(&mut stream).await;
+        let mut rest = String::new();
+        stream.read_to_string(&mut rest).await.unwrap();
+        (result, rest)
+    }
+
+    #[tokio::test]
+    async fn what_follows_the_head_is_the_streams() {
+        let (result, rest) = answered(&[
+            "HTTP/1.1 101 Switch",
+            "ing\r\nUpgrade: x\r\n\r\nfirst",
+            " and more",
+        ])
+        .await;
+        result.unwrap();
+        assert_eq!(rest, "first and more");
+    }
+
+    #[tokio::test]
+    async fn a_refusal_is_told_in_the_agents_words() {
+        let said = "HTTP/1.1 409 Conflict\r\nContent-Length: 22\r\n\r\n{\"message\":\"it is so\"}";
+        let error = answered(&[said]).await.0.unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
+        assert_eq!(error.to_string(), "it is so");
+        let unknown = answered(&["HTTP/1.1 404 Not Found\r\n\r\n"]).await.0;
+        assert_eq!(unknown.unwrap_err().kind(), io::ErrorKind::Unsupported);
+        for broken in [&["SSH-2.0-x\r\n\r\n"][..], &["HTTP/1.1 101"], &[""]] {
+            assert!(answered(broken).await.0.is_err(), "{broken:?}");
+        }
+    }
+}
