@@ -6,7 +6,16 @@ use std::os::fd::AsFd;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// What stands at the foot now.
-static FOOT: Mutex<Vec<String>> = Mutex::new(Vec::new());
+static FOOT: Mutex<Foot> = Mutex::new(Foot {
+    lines: Vec::new(),
+    over: false,
+});
+
+struct Foot {
+    lines: Vec<String>,
+    /// Nothing is drawn any more.
+    over: bool,
+}
 
 /// Whether lines can be drawn anew: stderr is a terminal that can move its cursor.
 pub(crate) fn is_live() -> bool {
@@ -25,24 +34,29 @@ pub(crate) fn size() -> (usize, usize) {
 /// Puts these lines at the foot, in place of those that were there.
 pub(crate) fn show(lines: Vec<String>) {
     let mut foot = foot();
-    let text = replaced(foot.len(), "", &lines);
-    *foot = lines;
+    if foot.over {
+        return;
+    }
+    let text = replaced(foot.lines.len(), "", &lines);
+    foot.lines = lines;
     let _ = io::stderr().lock().write_all(text.as_bytes());
 }
 
-/// Leaves the foot as it is; what comes now is below it.
+/// Leaves the foot as it is, for good; what comes now is below it.
 pub(crate) fn release() {
-    foot().clear();
+    let mut foot = foot();
+    foot.lines.clear();
+    foot.over = true;
 }
 
 /// Writes whole lines to stderr, above the foot. A closed stderr is nobody's error.
 pub(crate) fn print(text: &str) {
     let foot = foot();
-    let text = replaced(foot.len(), text, &foot);
+    let text = replaced(foot.lines.len(), text, &foot.lines);
     let _ = io::stderr().lock().write_all(text.as_bytes());
 }
 
-fn foot() -> MutexGuard<'static, Vec<String>> {
+fn foot() -> MutexGuard<'static, Foot> {
     FOOT.lock().unwrap_or_else(PoisonError::into_inner)
 }
 

@@ -190,8 +190,7 @@ impl Streams {
             return Err(Refusal::new(StatusCode::TOO_MANY_REQUESTS, many));
         }
         let listeners = match place {
-            Named::Port(port) => bind("localhost", *port)
-                .map(|listeners| listeners.into_iter().map(Listener::Tcp).collect()),
+            Named::Port(port) => loopback(*port),
             Named::Socket(path) => Bound::listen(path).map(|bound| vec![Listener::Unix(bound)]),
             Named::Connection(_) => Err(io::ErrorKind::InvalidInput.into()),
         };
@@ -322,6 +321,13 @@ impl Own<'_> {
             false
         });
     }
+}
+
+/// Listens on 127.0.0.1, and on ::1 where it can.
+fn loopback(port: u16) -> io::Result<Vec<Listener>> {
+    let mut listeners = bind("127.0.0.1", port)?;
+    listeners.extend(bind("::1", port).unwrap_or_default());
+    Ok(listeners.into_iter().map(Listener::Tcp).collect())
 }
 
 /// The next connection of any of the listeners.

@@ -19,8 +19,6 @@ const ANSWER: Duration = Duration::from_secs(20);
 /// The longest head of an answer, and the longest list of ports, bytes.
 const LONGEST_HEAD: usize = 8 << 10;
 const LONGEST_LIST: u64 = 2 << 20;
-/// Before a head of which a part has come is looked at again.
-const LOOK: Duration = Duration::from_millis(1);
 /// What the streams speak.
 const PROTOCOL: &str = "relay-stream";
 
@@ -57,10 +55,10 @@ pub(crate) async fn listening<W: Way>(way: &W) -> io::Result<Vec<Port>> {
         Ok(answer)
     };
     let answer = within(exchange).await?;
-    let (status, length) = head(&answer)?.ok_or(io::ErrorKind::UnexpectedEof)?;
-    let body = &answer[length..];
-    if status != 200 {
-        return Err(refusal(status, body));
+    let head = Head::read(&answer)?.ok_or(io::ErrorKind::UnexpectedEof)?;
+    let body = &answer[head.length..];
+    if head.status != 200 {
+        return Err(refusal(head.status, body));
     }
     let list: Ports = serde_json::from_slice(body)?;
     Ok(list.ports.unwrap_or_default())
@@ -128,43 +126,62 @@ async fn within<T>(exchange: impl Future<Output = io::Result<T>>) -> io::Result<
 
 /// Reads the head of the answer and not a byte more: what follows is the stream's.
 async fn switched(stream: &mut TcpStream) -> io::Result<()> {
+    let mut taken = Vec::new();
     let mut buffer = vec![0; LONGEST_HEAD];
-    let mut seen = 0;
-    loop {
+    let head = loop {
         let count = stream.peek(&mut buffer).await?;
-        if count == 0 || count == buffer.len() {
+        let before = taken.len();
+        taken.extend_from_slice(&buffer[..count]);
+        if let Some(head) = Head::read(&taken)? {
+            stream
+                .read_exact(&mut buffer[..head.length - before])
+                .await?;
+            break head;
+        }
+        if count == 0 || taken.len() >= LONGEST_HEAD {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
-        match head(&buffer[..count])? {
-            Some((101, length)) => {
-                stream.read_exact(&mut buffer[..length]).await?;
-                return Ok(());
-            }
-            Some((status, _)) => {
-                let mut answer = Vec::new();
-                let mut rest = stream.take(LONGEST_HEAD as u64);
-                // The agent may hold the connection open after its answer.
-                let _ = timeout(Duration::from_secs(1), rest.read_to_end(&mut answer)).await;
-                let length = head(&answer)?.map_or(answer.len(), |(_, length)| length);
-                return Err(refusal(status, &answer[length..]));
-            }
-            // What is there already would be seen again and again.
-            None if count == seen => tokio::time::sleep(LOOK).await,
-            None => seen = count,
-        }
+        // All of it belongs to the head, whose end is still to come.
+        stream.read_exact(&mut buffer[..count]).await?;
+    };
+    if head.status == 101 {
+        return Ok(());
     }
+    let mut body = vec![0; head.body.min(LONGEST_HEAD)];
+    // Without what it says about itself, its number says enough.
+    if stream.read_exact(&mut body).await.is_err() {
+        body.clear();
+    }
+    Err(refusal(head.status, &body))
 }
 
-/// The status of an answer and the length of its head, as soon as all of it is there.
-fn head(bytes: &[u8]) -> io::Result<Option<(u16, usize)>> {
-    let mut headers = [httparse::EMPTY_HEADER; 32];
-    let mut answer = httparse::Response::new(&mut headers);
-    match answer.parse(bytes) {
-        Ok(httparse::Status::Complete(length)) => {
-            Ok(Some((answer.code.unwrap_or_default(), length)))
-        }
-        Ok(httparse::Status::Partial) => Ok(None),
-        Err(error) => Err(io::Error::new(io::ErrorKind::InvalidData, error)),
+/// The head of an answer.
+struct Head {
+    status: u16,
+    /// Bytes of the head, and of what follows, where that is told.
+    length: usize,
+    body: usize,
+}
+
+impl Head {
+    /// Reads a head, as soon as all of it is there.
+    fn read(bytes: &[u8]) -> io::Result<Option<Self>> {
+        let mut headers = [httparse::EMPTY_HEADER; 32];
+        let mut answer = httparse::Response::new(&mut headers);
+        let length = match answer.parse(bytes) {
+            Ok(httparse::Status::Complete(length)) => length,
+            Ok(httparse::Status::Partial) => return Ok(None),
+            Err(error) => return Err(io::Error::new(io::ErrorKind::InvalidData, error)),
+        };
+        let status = answer.code.unwrap_or_default();
+        let mut named = headers.iter();
+        let body = named.find(|header| header.name.eq_ignore_ascii_case("content-length"));
+        let body = body.and_then(|header| std::str::from_utf8(header.value).ok()?.parse().ok());
+        Ok(Some(Self {
+            status,
+            length,
+            body: body.unwrap_or(0),
+        }))
     }
 }
 
@@ -244,8 +261,13 @@ mod tests {
 
     #[tokio::test]
     async fn a_refusal_is_told_in_the_agents_words() {
-        let said = "HTTP/1.1 409 Conflict\r\nContent-Length: 22\r\n\r\n{\"message\":\"it is so\"}";
-        let error = answered(&[said]).await.0.unwrap_err();
+        let error = answered(&[
+            "HTTP/1.1 409 Conflict\r\nContent-Length: 22\r\n\r\n",
+            "{\"message\":\"it is so\"}",
+        ])
+        .await
+        .0
+        .unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
         assert_eq!(error.to_string(), "it is so");
         let unknown = answered(&["HTTP/1.1 404 Not Found\r\n\r\n"]).await.0;

@@ -262,6 +262,7 @@ impl Entry {
             from,
             moved,
             report: report.clone(),
+            early: 0,
             failed: None,
         };
         counted.tell(Phase::Opened);
@@ -302,10 +303,18 @@ pub(crate) struct Counted {
     from: Option<std::net::SocketAddr>,
     pub(crate) moved: Moved,
     report: Reporter,
+    /// Bytes to the workspace that went with the request.
+    early: u64,
     failed: Option<String>,
 }
 
 impl Counted {
+    /// So many bytes went with the request already.
+    pub(crate) fn early(&mut self, bytes: usize) {
+        self.early = bytes as u64;
+        self.entry.counts().sent += self.early;
+    }
+
     /// It came to nothing.
     pub(crate) fn fail(mut self, reason: String) {
         self.failed = Some(reason);
@@ -330,6 +339,7 @@ impl Drop for Counted {
         counts.sent += sent;
         counts.received += received;
         drop(counts);
+        let sent = sent + self.early;
         let phase = match self.failed.take() {
             Some(reason) => Phase::Failed { reason },
             None => Phase::Closed { sent, received },
@@ -350,8 +360,9 @@ mod tests {
     fn what_ended_is_counted_with_what_is_open() {
         let (board, report) = (Board::default(), Reporter::new(|_| {}));
         let entry = board.put(any("tcp://8080:8000"));
-        let (one, two) = (entry.connect(None, &report), entry.connect(None, &report));
-        entry.sent(3);
+        let (mut one, two) = (entry.connect(None, &report), entry.connect(None, &report));
+        one.early(2);
+        entry.sent(1);
         entry.received(4);
         drop(one);
         let (rows, count) = board.traffic(10);

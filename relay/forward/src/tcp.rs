@@ -1,6 +1,5 @@
 //! One TCP or Unix listener: each connection is dialled in the workspace and pumped.
 
-use std::future::Future;
 use std::io;
 
 use relay_engine::accept::Acceptor;
@@ -98,7 +97,7 @@ async fn carry<W: Way>(
     way: W,
     engine: Engine,
     report: Reporter,
-    counted: Counted,
+    mut counted: Counted,
 ) {
     let connected = match &remote {
         Remote::Port(port) => {
@@ -110,10 +109,11 @@ async fn carry<W: Way>(
             };
             connect(&way, *port, &local, first).await
         }
-        Remote::Socket(path) => agent_api::dial_socket(&way, path).await,
+        Remote::Socket(path) => agent_api::dial_socket(&way, path).await.map(|far| (far, 0)),
     };
     match connected {
-        Ok(far) => {
+        Ok((far, early)) => {
+            counted.early(early);
             let summary = pump_counted(local, far, engine, &counted.moved).await;
             tracing::debug!(?summary, "connection ended");
         }
@@ -124,26 +124,24 @@ async fn carry<W: Way>(
     }
 }
 
-fn carry_unix<W: Way>(
+async fn carry_unix<W: Way>(
     local: UnixStream,
     remote: Remote,
     way: W,
     engine: Engine,
     report: Reporter,
     counted: Counted,
-) -> impl Future<Output = ()> + Send {
-    async move {
-        let connected = match &remote {
-            Remote::Port(port) => way.connect(*port, &[]).await.map(|(far, _)| far),
-            Remote::Socket(path) => agent_api::dial_socket(&way, path).await,
-        };
-        match connected {
-            Ok(far) => {
-                let summary = pump_counted(local, far, engine, &counted.moved).await;
-                tracing::debug!(?summary, "connection ended");
-            }
-            Err(error) => fail(&remote, &error, &report, counted),
+) {
+    let connected = match &remote {
+        Remote::Port(port) => way.connect(*port, &[]).await.map(|(far, _)| far),
+        Remote::Socket(path) => agent_api::dial_socket(&way, path).await,
+    };
+    match connected {
+        Ok(far) => {
+            let summary = pump_counted(local, far, engine, &counted.moved).await;
+            tracing::debug!(?summary, "connection ended");
         }
+        Err(error) => fail(&remote, &error, &report, counted),
     }
 }
 
@@ -187,13 +185,13 @@ async fn look(local: &TcpStream, room: usize) -> Vec<u8> {
     Vec::new()
 }
 
-/// Connects, and takes from the app what went with the request.
+/// Connects, and takes from the app what went with the request; says how many bytes that is.
 async fn connect<W: Way>(
     way: &W,
     remote: u16,
     local: &TcpStream,
     mut first: Vec<u8>,
-) -> io::Result<TcpStream> {
+) -> io::Result<(TcpStream, usize)> {
     let (far, taken) = way.connect(remote, &first).await?;
     let mut left = &mut first[..taken];
     while !left.is_empty() {
@@ -208,7 +206,7 @@ async fn connect<W: Way>(
             }
         }
     }
-    Ok(far)
+    Ok((far, taken))
 }
 
 #[cfg(test)]

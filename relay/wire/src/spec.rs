@@ -78,7 +78,7 @@ pub enum SpecError {
         address: String,
     },
     /// None at all.
-    #[error("no port-forwards requested; add for example --tcp 8080:8000 or --udp 5353:53")]
+    #[error("no port-forwards requested; add for example --tcp 8080:8000, --udp 5353:53 or --auto")]
     NoForwards,
     /// A flag's value that is no CSV record.
     #[error("{0:?} is no list: a quote is missing or stands in the wrong place")]
