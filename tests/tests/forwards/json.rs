@@ -47,9 +47,9 @@ impl Backend {
     /// The first event that has all of these fields.
     pub(crate) fn wait(&self, fields: &[(&str, &str)]) -> Value {
         let fits = |event: &Value| {
-            let has = |(name, text): &(&str, &str)| match &event[*name] {
-                Value::String(found) => found.contains(text),
-                found => found.to_string() == *text,
+            let has = |(name, text): &(&str, &str)| {
+                let found = event[*name].as_str().unwrap_or_default();
+                found == *text || (*name != "event" && found.contains(text))
             };
             fields.iter().all(has)
         };

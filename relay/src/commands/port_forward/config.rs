@@ -16,8 +16,7 @@ use std::ops::Range;
 use std::path::Path;
 
 use anyhow::{Context, Result, anyhow, bail};
-use relay_wire::forwards::{ForwardError, parse_reverse};
-use relay_wire::spec::parse_specs;
+use relay_wire::forwards::AnyForward;
 use serde::Deserialize;
 use serde::de::{Deserializer, Error as _, Visitor};
 use toml::Spanned;
@@ -126,25 +125,16 @@ fn add(text: &str, name: &str, set: &Set, chosen: &mut Chosen) -> Result<()> {
             _ => chosen.workspace = Some(given.clone()),
         }
     }
-    type Check = fn(&str) -> Result<(), ForwardError>;
-    let checks: [(&[Spanned<Spec>], &mut Vec<String>, Check); 4] = [
-        (&set.tcp, &mut chosen.tcp, |spec| {
-            Ok(drop(parse_specs(&[spec], &[])?))
-        }),
-        (&set.udp, &mut chosen.udp, |spec| {
-            Ok(drop(parse_specs(&[], &[spec])?))
-        }),
-        (&set.unix, &mut chosen.unix, |spec| {
-            spec.parse::<relay_wire::forwards::UnixForward>().map(drop)
-        }),
-        (&set.reverse, &mut chosen.reverse, |spec| {
-            parse_reverse(spec).map(drop)
-        }),
-    ];
-    for (specs, list, check) in checks {
+    for (kind, specs, list) in [
+        ("tcp", &set.tcp, &mut chosen.tcp),
+        ("udp", &set.udp, &mut chosen.udp),
+        ("unix", &set.unix, &mut chosen.unix),
+        ("reverse", &set.reverse, &mut chosen.reverse),
+    ] {
         for spec in specs {
             let given = &spec.get_ref().0;
-            check(given).map_err(|error| anyhow!("{}{error}", place(text, &spec.span())))?;
+            AnyForward::parse(&format!("{kind}://{given}"))
+                .map_err(|error| anyhow!("{}{error}", place(text, &spec.span())))?;
             list.push(given.clone());
         }
     }
