@@ -161,7 +161,8 @@ fn a_range_leads_to_other_ports_and_no_further() {
 fn is_local(cluster: &Cluster, own: &TcpListener, to: SocketAddr) -> bool {
     own.set_nonblocking(true).expect("non-blocking");
     while own.accept().is_ok() {}
-    let _client = cluster.client.connect(to).expect("connect");
+    // relay's own listener may have reset the connection before the client looks.
+    let _client = cluster.client.connect(to);
     own.accept().is_ok()
 }
 
