@@ -171,10 +171,10 @@ pub enum Event {
     },
     /// A local socket broke. The others stay.
     ListenerStopped {
-        /// Protocol; none for a Unix socket.
-        proto: Option<Proto>,
+        /// Protocol.
+        proto: Proto,
         /// Where it listened.
-        local: String,
+        local: SocketAddr,
         /// Why.
         reason: String,
     },
@@ -375,8 +375,7 @@ impl fmt::Display for Event {
                 local,
                 reason,
             } => {
-                let proto = proto.map_or_else(String::new, |proto| format!("{proto}://"));
-                write!(out, "Stopped listening on '{proto}{local}': {reason}")
+                write!(out, "Stopped listening on '{proto}://{local}': {reason}")
             }
             Self::Path(path) => write!(out, "path: {path}"),
             Self::AgentLost => out.write_str("agent lost, waiting"),

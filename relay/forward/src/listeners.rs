@@ -61,6 +61,17 @@ impl Place {
     }
 }
 
+/// On a board of its own, for those who show none.
+impl From<Listen> for Place {
+    fn from(listen: Listen) -> Self {
+        Self {
+            address: listen.address,
+            leads: Leads::To(listen.forward.remote),
+            entry: Board::default().put(Key::Any(listen.forward.into())),
+        }
+    }
+}
+
 /// Everything open. The sockets of ranges work as long as there is `steering`.
 #[derive(Default)]
 pub(crate) struct Open {

@@ -50,8 +50,8 @@ pub(crate) async fn serve<W: Way>(
                 }
                 Err(error) => {
                     report.tell(Event::ListenerStopped {
-                        proto: Some(Proto::Tcp),
-                        local: place.address.to_string(),
+                        proto: Proto::Tcp,
+                        local: place.address,
                         reason: reason(&error),
                     });
                     break;

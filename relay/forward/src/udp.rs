@@ -39,7 +39,7 @@ thread_local! {
 /// Serves a socket until it breaks or its forward is taken down. Dropping the future ends all its
 /// flows.
 pub(crate) async fn serve<W: Way>(socket: UdpSocket, place: Place, way: W, report: Reporter) {
-    let local = place.address.to_string();
+    let (proto, local) = (Proto::Udp, place.address);
     let entry = place.entry.clone();
     let door = Door {
         socket: Arc::new(socket),
@@ -52,7 +52,7 @@ pub(crate) async fn serve<W: Way>(socket: UdpSocket, place: Place, way: W, repor
     if let Err(error) = served {
         let reason = reason(&error);
         report.tell(Event::ListenerStopped {
-            proto: Some(Proto::Udp),
+            proto,
             local,
             reason,
         });

@@ -206,8 +206,8 @@ mod tests {
                 reason: reason.clone(),
             },
             Event::ListenerStopped {
-                proto: Some(Proto::Tcp),
-                local: String::new(),
+                proto: Proto::Tcp,
+                local: "127.0.0.1:1".parse().unwrap(),
                 reason: reason.clone(),
             },
             Event::PortsUnknown {
