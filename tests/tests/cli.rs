@@ -63,9 +63,9 @@ fn mistakes_that_need_no_server_are_explained() {
         "1",
         "--dry-run",
         "--stack",
-        "user",
+        "warp",
     ];
-    explained(&relay(&stack), 1, &["user", "not built yet"]);
+    explained(&relay(&stack), 1, &["warp", "user"]);
     explained(&relay(&["agent"]), 1, &["--url"]);
     explained(
         &relay(&["agent", "--url", "ftp://x", "--token", "t"]),

@@ -262,8 +262,13 @@ impl Own<'_> {
             .with_interval(ASK)
             .with_retries(TIMES);
         let socket = SockRef::from(&peer);
-        socket.set_tcp_keepalive(&alive)?;
-        socket.set_tcp_user_timeout(Some(SILENCE + ASK * TIMES))?;
+        let set = socket
+            .set_tcp_keepalive(&alive)
+            .and_then(|()| socket.set_tcp_user_timeout(Some(SILENCE + ASK * TIMES)));
+        if let Err(error) = set {
+            // Not every stack's streams have these; peers that are gone are found by others, too.
+            tracing::debug!(%error, "a peer is not asked for signs of life");
+        }
         let (read, mut write) = peer.into_split();
         let mut lines = BufReader::new(read).lines();
         let mut ticks = tokio::time::interval(ASK);
