@@ -114,6 +114,34 @@ fn a_signal_reaches_the_command_and_a_second_one_ends_the_session() {
     assert_eq!(session.wait(Duration::from_secs(4)).code(), Some(128 + 2));
 }
 
+#[test]
+fn editors_read_what_the_way_is_like_and_a_log_is_kept() {
+    needs!(Need::Namespaces);
+    let cluster = Cluster::start(Options::default());
+    let folder = cluster.folder().join("network");
+    let network = folder.to_str().expect("path");
+    let logs = cluster.folder().to_str().expect("path");
+    let flags = ["--network-info-dir", network, "--log-dir", logs];
+    let more = ["--network-info-interval", "100ms", "dev", "sleep 86398.75"];
+    let mut session = start(&cluster, &[&flags[..], &more].concat());
+    // Named after the process that started relay, which is this one.
+    let file = folder.join(format!("{}.json", std::process::id()));
+    let direct = poll(PATIENCE, || {
+        let found: serde_json::Value = serde_json::from_slice(&std::fs::read(&file).ok()?).ok()?;
+        let measured = found["latency"].as_f64()? > 0.0;
+        (found["p2p"] == true && measured).then_some(())
+    });
+    assert!(direct.is_some(), "{}", session.output());
+    session.signal(Signal::SIGTERM);
+    assert_eq!(session.wait(PATIENCE).code(), Some(128 + 15));
+    assert!(!file.exists(), "the file is gone with the session");
+    let log = cluster
+        .folder()
+        .join(format!("coder-ssh-{}.log", session.id()));
+    let log = std::fs::read_to_string(log).expect("a log");
+    assert!(log.contains("DEBUG"), "{log}");
+}
+
 fn wait_for(session: &Process, text: &str) {
     let came = poll(PATIENCE, || session.stdout().contains(text).then_some(()));
     assert!(came.is_some(), "{}", session.output());
