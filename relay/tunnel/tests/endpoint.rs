@@ -3,6 +3,8 @@
 
 #![allow(clippy::print_stdout, clippy::unwrap_used)]
 
+#[path = "endpoint/carried.rs"]
+mod carried;
 mod support;
 
 use std::net::SocketAddrV6;

@@ -98,10 +98,10 @@ pub enum Stream {
 }
 
 impl Stream {
-    /// Carries it to and from `local` until its end. The stream is the first side of the summary.
+    /// Carries it to and from `local` until its end. That is the first side of the summary.
     pub async fn carry(self, local: TcpStream, engine: Engine, moved: &Moved) -> Summary {
         match self {
-            Self::Kernel(stream) => pump_counted(stream, local, engine, moved).await,
+            Self::Kernel(stream) => pump_counted(local, stream, engine, moved).await,
             Self::User(opened) => opened.carry(local, moved).await,
         }
     }

@@ -20,7 +20,7 @@ const TURN: usize = 512 << 10;
 /// The least and the most that is read at once.
 const READ: (usize, usize) = (16 << 10, 256 << 10);
 
-/// The connection is the first side, the socket the second.
+/// The connection and the socket.
 #[derive(Debug)]
 pub(super) struct Flow {
     pub(super) local: Option<Local>,
@@ -29,6 +29,8 @@ pub(super) struct Flow {
     /// Hears how it ended.
     pub(super) done: Option<oneshot::Sender<Ending>>,
     pub(super) moved: Moved,
+    /// Which side the socket is for those who hear of it; the connection is the other.
+    pub(super) near: Side,
     phase: Phase,
     /// How much to ask the socket for.
     read_most: usize,
@@ -38,6 +40,8 @@ pub(super) struct Flow {
     write_ended: bool,
     /// The connection has no room for what the socket has.
     blocked: bool,
+    /// It is on the list of those that go on in the next turn, or that are looked at each turn.
+    pub(super) listed: bool,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -71,11 +75,21 @@ impl Flow {
             connected: None,
             done: None,
             moved: Moved::default(),
+            near: Side::B,
             phase: Phase::Opening,
             read_most: READ.0,
             read_ended: false,
             write_ended: false,
             blocked: false,
+            listed: false,
+        }
+    }
+
+    /// Which side the connection is.
+    pub(super) fn far(&self) -> Side {
+        match self.near {
+            Side::A => Side::B,
+            Side::B => Side::A,
         }
     }
 
@@ -120,13 +134,6 @@ impl Flow {
             return Next::Wait;
         };
         local.looked();
-        if let Phase::Opening = self.phase {
-            local.watch_aside();
-            return match woken && local.is_broken() {
-                true => Next::Over(Ending::Reset(Side::B)),
-                false => Next::Wait,
-            };
-        }
         if let Phase::Open = self.phase {
             let next = self.exchange(stack, id, now, woken);
             if let Some(next) = next {
@@ -137,6 +144,7 @@ impl Flow {
         match self.phase {
             Phase::Breaking(until) => self.break_off(stack, id, now, until),
             Phase::Draining(until) => self.drain(stack, id, now, until),
+            // What the socket did meanwhile is found when the connection is open.
             Phase::Opening | Phase::Open => Next::Wait,
         }
     }
@@ -149,11 +157,15 @@ impl Flow {
         now: Instant,
         woken: bool,
     ) -> Option<Next> {
-        if woken && self.blocked && self.local.as_ref().is_some_and(Local::is_broken) {
-            return None;
+        if let Some(local) = self.local.as_ref().filter(|_| woken && self.blocked) {
+            if local.is_broken() {
+                return None;
+            }
+            local.watch_aside();
         }
         let written = self.write_local(stack, id, now);
         let read = self.read_local(stack, id);
+        self.read_ended |= read.is_err();
         let (Ok(written), Ok(read)) = (written, read) else {
             return None;
         };
@@ -182,7 +194,7 @@ impl Flow {
             .connection(id)
             .is_none_or(|connection| connection.is_flushed());
         match (self.read_ended && flushed) || now >= until {
-            true => Next::Over(Ending::Reset(Side::B)),
+            true => Next::Over(Ending::Reset(self.near)),
             false => Next::Until(until),
         }
     }
@@ -193,7 +205,7 @@ impl Flow {
         let rest = stack.peek_with(id, |slices| slices.len()).unwrap_or(0);
         let sent = rest == 0 && self.local.as_ref().is_none_or(Local::is_sent);
         match written.is_err() || sent || now >= until {
-            true => Next::Over(Ending::Reset(Side::A)),
+            true => Next::Over(Ending::Reset(self.far())),
             false => Next::Until(until),
         }
     }
@@ -229,7 +241,7 @@ impl Flow {
             };
             total += count;
             let _ = stack.consume(now, id, count);
-            let moved = self.moved.of(Side::A);
+            let moved = self.moved.of(self.far());
             moved.fetch_add(count as u64, Ordering::Relaxed);
             if is_last {
                 return Ok(false);
@@ -266,12 +278,15 @@ impl Flow {
                 Ok(Some(outcome)) => outcome?,
             };
             total += count;
-            let moved = self.moved.of(Side::B);
+            let moved = self.moved.of(self.near);
             moved.fetch_add(count as u64, Ordering::Relaxed);
             match outcome {
                 Outcome::More(0) => {
                     self.read_ended = true;
-                    let _ = stack.shutdown(id);
+                    // A socket that broke tells that once, and then that it is at its end.
+                    if let Phase::Open = self.phase {
+                        let _ = stack.shutdown(id);
+                    }
                     return Ok(false);
                 }
                 Outcome::More(_) => {}

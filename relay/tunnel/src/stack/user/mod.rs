@@ -153,11 +153,12 @@ pub struct Opened {
 }
 
 impl Opened {
-    /// Carries it to and from `local` until its end; dropping the future closes both.
+    /// Carries it to and from `local`, the first side of the summary, until its end; dropping the
+    /// future closes both.
     pub(crate) async fn carry(mut self, local: TcpStream, moved: &Moved) -> Summary {
         let (done, ended) = oneshot::channel();
         self.join(local, moved.clone(), Some(done));
-        let end = ended.await.unwrap_or(Ending::Reset(Side::A));
+        let end = ended.await.unwrap_or(Ending::Reset(Side::B));
         self.open.is_over = true;
         summary(moved, end)
     }

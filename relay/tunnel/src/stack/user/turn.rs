@@ -111,10 +111,12 @@ impl UserLoop {
         let now = self.moment(now);
         self.stack.handle_timeout(now);
         self.answer(now);
-        for id in std::mem::take(&mut self.again) {
-            self.run(id, now, false);
-        }
-        for (id, _) in std::mem::take(&mut self.late) {
+        let late = std::mem::take(&mut self.late).into_iter();
+        let again = std::mem::take(&mut self.again).into_iter();
+        for id in again.chain(late.map(|(id, _)| id)) {
+            if let Some(flow) = self.flows.get_mut(&id) {
+                flow.listed = false;
+            }
             self.run(id, now, false);
         }
         while let Some(event) = self.stack.poll_event() {
@@ -219,6 +221,8 @@ impl UserLoop {
                 if let Some(flow) = self.flows.get_mut(&id) {
                     flow.local = Some(Local::new(local, waker));
                     (flow.moved, flow.done) = (moved, done);
+                    // Whoever opened the connection came by the socket first.
+                    flow.near = Side::A;
                     self.run(id, now, false);
                 }
             }
@@ -336,18 +340,18 @@ impl UserLoop {
             return;
         };
         match flow.run(&mut self.stack, id, now, woken) {
+            Next::Over(ending) => self.end(id, now, ending),
+            // What it is listed for makes it run, whatever it waits for by then.
+            Next::Wait | Next::Again | Next::Until(_) if flow.listed => {}
             Next::Wait => {}
             Next::Again => {
-                if !self.again.contains(&id) {
-                    self.again.push(id);
-                }
+                flow.listed = true;
+                self.again.push(id);
             }
             Next::Until(at) => {
-                if !self.late.iter().any(|(other, _)| *other == id) {
-                    self.late.push((id, at));
-                }
+                flow.listed = true;
+                self.late.push((id, at));
             }
-            Next::Over(ending) => self.end(id, now, ending),
         }
     }
 
@@ -359,7 +363,8 @@ impl UserLoop {
             Ending::Finished => self.stack.close(now, id),
             Ending::Reset(_) => self.stack.abort(id),
         }
-        if let (Ending::Reset(Side::A), Some(local)) = (ending, flow.local) {
+        let is_reset = ending == Ending::Reset(flow.far());
+        if let Some(local) = flow.local.filter(|_| is_reset) {
             local.reset();
         }
         if let Some(done) = flow.done {
