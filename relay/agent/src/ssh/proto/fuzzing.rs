@@ -1,5 +1,5 @@
 //! What must hold for any bytes from a peer. Each function is the body of a fuzz target (`fuzz/`) and
-//! of a test here, which also replays the inputs in `fuzz/corpus`.
+//! of a test here, which also replays the inputs in `fuzz/inputs`.
 
 use std::sync::Arc;
 use std::task::{Context, Waker};
@@ -205,7 +205,7 @@ mod tests {
     ];
 
     fn stored(target: &str) -> Vec<Vec<u8>> {
-        let folder = format!("{}/fuzz/corpus/{target}", env!("CARGO_MANIFEST_DIR"));
+        let folder = format!("{}/fuzz/inputs/{target}", env!("CARGO_MANIFEST_DIR"));
         let files = std::fs::read_dir(&folder).unwrap();
         let mut paths: Vec<_> = files.map(|file| file.unwrap().path()).collect();
         assert!(!paths.is_empty(), "{folder} is empty");

@@ -196,14 +196,15 @@ impl Transport {
 
     /// The client's first line.
     fn greet(&mut self, bytes: &[u8]) -> Result<Received, Error> {
-        let Some(end) = bytes.iter().position(|byte| *byte == b'\n') else {
+        let mut line = bytes.iter().take(LONGEST_VERSION + 1);
+        let Some(end) = line.position(|byte| *byte == b'\n') else {
             if bytes.len() > LONGEST_VERSION {
                 return Err(Error::Ssh("the client's first line has no end"));
             }
             return Ok(Received::Incomplete(bytes.len() + 1));
         };
         let line = bytes[..end].strip_suffix(b"\r").unwrap_or(&bytes[..end]);
-        if !line.starts_with(b"SSH-2.0-") || line.len() > LONGEST_VERSION {
+        if !line.starts_with(b"SSH-2.0-") {
             return Err(Error::Ssh("the client does not speak SSH 2.0"));
         }
         self.version = Some(line.to_vec());
