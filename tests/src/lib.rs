@@ -7,11 +7,13 @@
 //! * [`pty`]: programs on a terminal of their own;
 //! * [`apps`]: what a workspace serves, and the clients that check every byte;
 //! * [`cluster`]: server, agent and forward put together;
+//! * [`mod@loaded`]: what relay has in the kernel;
 //! * [`web`] and [`site`]: web apps, and the deployment that a browser opens them through;
 //! * [`mod@needs`]: what a test needs of the machine, and how it is skipped.
 
 pub mod apps;
 pub mod cluster;
+pub mod loaded;
 pub mod needs;
 pub mod net;
 pub mod process;

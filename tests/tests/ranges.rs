@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use relay_lab::apps::{self, App};
 use relay_lab::cluster::{Cluster, Options};
+use relay_lab::loaded::loaded;
 use relay_lab::needs::Need;
 use relay_lab::process::Process;
 use relay_lab::{PATIENCE, needs, poll, say};
@@ -161,8 +162,7 @@ fn a_range_leads_to_other_ports_and_no_further() {
 fn is_local(cluster: &Cluster, own: &TcpListener, to: SocketAddr) -> bool {
     own.set_nonblocking(true).expect("non-blocking");
     while own.accept().is_ok() {}
-    // relay's own listener may have reset the connection before the client looks.
-    let _client = cluster.client.connect(to);
+    let _client = cluster.client.connect(to).expect("connect");
     own.accept().is_ok()
 }
 
@@ -205,41 +205,14 @@ fn listeners_of_others_keep_their_ports() {
     assert!(forward.runs());
 }
 
-/// Ids of the loaded programs of relay, with those of their maps and links.
-fn loaded(cluster: &Cluster) -> Vec<(&'static str, u64)> {
-    let show = |kind: &str| -> Vec<serde_json::Value> {
-        let text = cluster
-            .client
-            .namespace
-            .tool("bpftool", &["-j", kind, "show"]);
-        serde_json::from_str(&text).unwrap_or_else(|error| panic!("{kind}: {error}: {text}"))
-    };
-    let mut ids = Vec::new();
-    let links = show("link");
-    for program in show("prog")
-        .iter()
-        .filter(|program| program["name"] == "relay_steer")
-    {
-        let id = program["id"].as_u64().expect("id");
-        ids.push(("prog", id));
-        let mine = links.iter().filter(|link| link["prog_id"] == id);
-        ids.extend(mine.filter_map(|link| Some(("link", link["id"].as_u64()?))));
-    }
-    let maps = show("map");
-    let name = |map: &serde_json::Value| map["name"].as_str().unwrap_or_default().to_owned();
-    let mine = maps.iter().filter(|map| name(map).starts_with("RELAY_"));
-    ids.extend(mine.filter_map(|map| Some(("map", map["id"].as_u64()?))));
-    ids
-}
-
 #[test]
 fn a_kill_leaves_no_program_no_map_and_no_link() {
     needs!(Need::Namespaces, Need::Program("bpftool"));
     let cluster = Cluster::start(Options::default());
-    let others = loaded(&cluster);
+    let others = loaded(&cluster.client.namespace);
     let mut forward = cluster.forward(&["--tcp", "127.77.0.1:1-65535"]);
     reaches(&cluster, 4711, 4711);
-    let mut ours = loaded(&cluster);
+    let mut ours = loaded(&cluster.client.namespace);
     ours.retain(|id| !others.contains(id));
     for (kind, count) in [("prog", 1), ("link", 1), ("map", 3)] {
         let found = ours.iter().filter(|(what, _)| *what == kind).count();
@@ -247,10 +220,14 @@ fn a_kill_leaves_no_program_no_map_and_no_link() {
     }
     forward.kill();
     let gone = poll(PATIENCE, || {
-        let left = loaded(&cluster);
+        let left = loaded(&cluster.client.namespace);
         ours.iter().all(|id| !left.contains(id)).then_some(())
     });
-    assert!(gone.is_some(), "left behind: {:?}", loaded(&cluster));
+    assert!(
+        gone.is_some(),
+        "left behind: {:?}",
+        loaded(&cluster.client.namespace)
+    );
     let error = cluster.client.connect((OWN, 4711)).expect_err("refused");
     assert_eq!(error.kind(), ErrorKind::ConnectionRefused);
 }
