@@ -129,6 +129,21 @@ fn base64_of(bytes: &[u8]) -> String {
 
 proptest! {
     #[test]
+    fn a_forward_is_read_from_its_own_name(
+        kind in "tcp|udp|unix|reverse|[a-z]{0,4}",
+        rest in "[0-9a-c:/., \\[\\]-]{0,24}",
+    ) {
+        use relay_wire::forwards::AnyForward;
+        let text = format!("{kind}://{rest}");
+        for forward in AnyForward::parse(&text).into_iter().flatten().take(20) {
+            let name = forward.to_string();
+            prop_assert_eq!(AnyForward::parse(&name), Ok(vec![forward]), "{}", text);
+        }
+    }
+}
+
+proptest! {
+    #[test]
     fn disco_bears_any_bytes(bytes in bytes(), kind in 0u8..5, version in 0u8..3) {
         bodies::disco(&bytes);
         bodies::disco(&[&[kind, version], &bytes[..]].concat());
