@@ -7,6 +7,8 @@ use relay_lab::cluster::{Cluster, Options};
 use relay_lab::needs::Need;
 use relay_lab::{PATIENCE, needs, poll};
 
+use super::refuses;
+
 #[test]
 fn what_listens_is_forwarded_as_it_comes_and_goes_and_conflicts_are_told() {
     needs!(Need::Namespaces);
@@ -33,9 +35,7 @@ fn what_listens_is_forwarded_as_it_comes_and_goes_and_conflicts_are_told() {
     assert!(reaches(8003).is_some(), "{}", forward.output());
     drop(first);
     forward.wait_line("Port 8000 listens no more", PATIENCE);
-    let closed = poll(PATIENCE, || {
-        cluster.client.local(8000).is_err().then_some(())
-    });
+    let closed = poll(PATIENCE, || refuses(&cluster.client, 8000).then_some(()));
     assert!(closed.is_some(), "it still listens here");
     // A conflict that goes away is none any more, and it was told once.
     drop(busy);

@@ -12,6 +12,8 @@ use relay_lab::process::Process;
 use relay_lab::{PATIENCE, needs, poll};
 use serde_json::Value;
 
+use super::refuses;
+
 const DOCUMENT: &str = include_str!("../../../docs/port-forward-json.md");
 
 /// A running backend.
@@ -133,9 +135,7 @@ fn a_program_follows_what_happens_and_changes_it() {
     apps::echo(&open, b"before").expect("echo");
     backend.tell(r#"{"remove": "tcp://9000:8000"}"#);
     backend.wait(&[("event", "removed"), ("forward", "tcp://9000:8000")]);
-    let closed = poll(PATIENCE, || {
-        cluster.client.local(9000).is_err().then_some(())
-    });
+    let closed = poll(PATIENCE, || refuses(&cluster.client, 9000).then_some(()));
     assert!(closed.is_some(), "it still listens");
     apps::echo_more(&open, b"after").expect("echo");
 

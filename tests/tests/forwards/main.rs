@@ -15,6 +15,12 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::thread::JoinHandle;
 
+/// Whether nobody listens there. A connection that is accepted and reset at once is none of those.
+fn refuses(host: &relay_lab::net::Host, port: u16) -> bool {
+    let refused = |error: std::io::Error| error.kind() == std::io::ErrorKind::ConnectionRefused;
+    host.local(port).is_err_and(refused)
+}
+
 /// A Unix socket that echoes `count` connections to their ends.
 fn echo_socket(path: &Path, count: usize) -> JoinHandle<()> {
     let listener = UnixListener::bind(path).expect("socket");

@@ -8,7 +8,7 @@ use relay_lab::cluster::{Cluster, Options};
 use relay_lab::needs::Need;
 use relay_lab::{PATIENCE, needs, poll};
 
-use super::{ask, echo_socket};
+use super::{ask, echo_socket, refuses};
 
 #[test]
 fn a_port_of_the_workspace_leads_here_also_after_an_agent_restart() {
@@ -45,7 +45,7 @@ fn a_port_of_the_workspace_leads_here_also_after_an_agent_restart() {
     assert!(again.is_some(), "{}", forward.output());
 
     assert!(forward.interrupt().success());
-    let freed = poll(PATIENCE, || back(&cluster).is_err().then_some(()));
+    let freed = poll(PATIENCE, || refuses(&cluster.workspace, 8080).then_some(()));
     assert!(freed.is_some(), "the workspace still listens");
     assert!(!sockets.join("there").exists());
 }
