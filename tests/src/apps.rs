@@ -249,7 +249,11 @@ pub fn download(mut stream: TcpStream, bytes: u64) -> io::Result<Duration> {
     let (mut hash, mut buffer, mut left) = (Sha256::new(), vec![0; CHUNK], bytes);
     while left > 0 {
         let room = buffer.len().min(usize::try_from(left).unwrap_or(CHUNK));
-        let count = stream.read(&mut buffer[..room])?;
+        let count = match stream.read(&mut buffer[..room]) {
+            // A process that was stopped for a while.
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            read => read?,
+        };
         if count == 0 {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
