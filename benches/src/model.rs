@@ -47,6 +47,7 @@ routes! {
     Direct, "direct", Yardstick, "No forwarder at all: the app's own port on loopback";
     P2p, "p2p", Own, "`relay port-forward` over peer-to-peer WireGuard at the proven MTU";
     P2p1280, "p2p-1280", Own, "The same with the tunnel held at MTU 1280, as towards Coder peers";
+    P2pUser, "p2p-user", Own, "The same as p2p with relay's own TCP at both ends, as in containers (--stack user)";
     Relayed, "relayed", Own, "`relay port-forward` through the relay server (DERP)";
     Dashboard, "dashboard", Own, "A browser's way: HTTP through the server's app proxy and its WireGuard tunnel";
     Ssh, "ssh", Yardstick, "OpenSSH's `ssh -L`";

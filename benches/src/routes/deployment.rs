@@ -47,6 +47,7 @@ impl Tunnel {
     pub fn of(route: Route) -> Self {
         let (near, far): (&[_], &[_]) = match route {
             Route::P2p1280 => (&["--max-mtu", "1280"], &["--max-mtu", "1280"]),
+            Route::P2pUser => (&["--stack", "user"], &["--stack", "user"]),
             Route::Relayed => (&["--disable-direct-connections"], &[]),
             _ => (&[], &[]),
         };

@@ -6,6 +6,7 @@ use relay_engine::accept::Acceptor;
 use relay_engine::unix::Bound;
 use relay_engine::{Engine, pump_counted};
 use relay_tunnel::endpoint::EarlyData;
+use relay_tunnel::stack::Stream;
 use relay_wire::spec::Proto;
 use tokio::net::{TcpStream, UnixStream};
 use tokio::task::JoinSet;
@@ -99,22 +100,23 @@ async fn carry<W: Way>(
     report: Reporter,
     mut counted: Counted,
 ) {
-    let connected = match &remote {
-        Remote::Port(port) => {
-            let first = match way.early_data() {
-                // It joins only connections of which nothing was read yet.
-                Some(_) if engine == Engine::Sockmap => Vec::new(),
-                Some(early) => first_bytes(&local, early).await,
-                None => Vec::new(),
-            };
-            connect(&way, *port, &local, first).await
+    let kernel = |(far, early)| (Stream::Kernel(far), early);
+    let connected = match (&remote, way.early_data()) {
+        // The engine sockmap joins only connections of which nothing was read yet.
+        (Remote::Port(port), Some(early)) if engine != Engine::Sockmap => {
+            let first = first_bytes(&local, early).await;
+            connect(&way, *port, &local, first).await.map(kernel)
         }
-        Remote::Socket(path) => agent_api::dial_socket(&way, path).await.map(|far| (far, 0)),
+        (Remote::Port(port), _) => way.open(*port).await.map(|far| (far, 0)),
+        (Remote::Socket(path), _) => {
+            let dialled = agent_api::dial_socket(&way, path).await;
+            dialled.map(|far| kernel((far, 0)))
+        }
     };
     match connected {
         Ok((far, early)) => {
             counted.early(early);
-            let summary = pump_counted(local, far, engine, &counted.moved).await;
+            let summary = far.carry(local, engine, &counted.moved).await;
             tracing::debug!(?summary, "connection ended");
         }
         Err(error) => {

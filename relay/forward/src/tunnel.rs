@@ -15,7 +15,7 @@ use relay_tunnel::endpoint::{
     MAX_MTU, PeerNode, StackChoice,
 };
 use relay_tunnel::path::PathState;
-use relay_tunnel::stack::{NetHelper, Offloads};
+use relay_tunnel::stack::{NetHelper, Offloads, Stream};
 use relay_wire::addr::agent_address;
 use relay_wire::derp_map::DerpMap;
 use relay_wire::keys::{DiscoPrivate, NodePrivate, NodePublic};
@@ -112,6 +112,12 @@ impl Way for Tunnel {
         }
         let connect = |address| endpoint.connect_with(socket(address, port), first);
         dial_once(target, DIAL, connect).await
+    }
+
+    async fn open(&self, port: u16) -> io::Result<Stream> {
+        let (target, endpoint) = (self.target.clone(), &self.endpoint);
+        let open = |address| endpoint.open(socket(address, port), &[]);
+        Ok(dial(target, DIAL, open).await?.0)
     }
 
     fn early_data(&self) -> Option<EarlyData> {

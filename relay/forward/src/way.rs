@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use relay_tunnel::endpoint::EarlyData;
+use relay_tunnel::stack::Stream;
 use tokio::net::TcpStream;
 use tokio::sync::watch;
 
@@ -21,6 +22,11 @@ pub(crate) trait Way: Clone + Send + Sync + 'static {
         port: u16,
         first: &[u8],
     ) -> impl Future<Output = io::Result<(TcpStream, usize)>> + Send;
+
+    /// The same for a stream that is only carried, and without first bytes.
+    fn open(&self, port: u16) -> impl Future<Output = io::Result<Stream>> + Send {
+        async move { Ok(Stream::Kernel(self.connect(port, &[]).await?.0)) }
+    }
 
     /// Whether it pays to wait for a stream's first bytes before connecting.
     fn early_data(&self) -> Option<EarlyData>;

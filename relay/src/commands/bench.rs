@@ -28,9 +28,10 @@ Examples:
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Args {
-    /// Route to measure, may be repeated: direct, p2p, p2p-1280, relayed, dashboard (HTTP through
-    /// the server's app proxy, beside haproxy as a plain HTTP proxy where that is installed), ssh,
-    /// ssh-tunnel (ssh through relay: encrypted twice), or a peer's name [default: all but peers]
+    /// Route to measure, may be repeated: direct, p2p, p2p-1280, p2p-user (relay's own TCP at both
+    /// ends), relayed, dashboard (HTTP through the server's app proxy, beside haproxy as a plain HTTP
+    /// proxy where that is installed), ssh, ssh-tunnel (ssh through relay: encrypted twice), or a
+    /// peer's name [default: all but peers]
     #[arg(long = "route", value_name = "ROUTE")]
     routes: Vec<String>,
     /// Add the other forwarders that are installed (onetun, boringtun, gotatun, rathole, bore,
