@@ -63,10 +63,16 @@ enum Command {
     /// Ask about Coder's VPN.
     #[command(hide = true)]
     Connect(commands::connect::Args),
-    /// Measure the way to a workspace: direct or relayed, and how long it takes.
+    /// Measure the way to a workspace: direct or relayed, why, and how long it takes.
     Ping(commands::ping::Args),
     /// Reach hosts behind any WireGuard peer: no control plane, no root.
     Wg(commands::wg::Args),
+    /// List the forwards and sessions that run on this machine, with their paths.
+    Status(commands::status::Args),
+    /// Find out what this machine and its network let relay do.
+    Netcheck(commands::netcheck::Args),
+    /// Measure how fast bytes go to or from a workspace.
+    Speedtest(commands::speedtest::Args),
     /// Run the workspace's end of the tunnel.
     Agent(commands::agent::Args),
     /// Run the control plane, or manage its users and workspaces.
@@ -96,6 +102,9 @@ impl Cli {
             Command::List(args) => commands::list::run(args, global),
             Command::Ping(args) => commands::ping::run(args, global),
             Command::Wg(args) => commands::wg::run(args),
+            Command::Status(args) => commands::status::run(&args),
+            Command::Netcheck(args) => commands::netcheck::run(&args, global),
+            Command::Speedtest(args) => commands::speedtest::run(args, global),
             Command::Agent(args) => commands::agent::run(args, global),
             Command::Server(args) => commands::server::run(*args, global),
             Command::Demo(args) => commands::demo::run(args, global),

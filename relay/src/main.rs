@@ -2,8 +2,10 @@
 
 mod cli;
 mod commands;
+mod duration;
 mod output;
 mod screen;
+mod status;
 
 use std::process::ExitCode;
 

@@ -255,6 +255,18 @@ impl Host {
         }
     }
 
+    /// Lets no UDP in or out but on the host's own loopback.
+    pub fn block_all_udp(&self) {
+        let rules = "add table inet relay_lab
+             add chain inet relay_lab in { type filter hook input priority 0; }
+             add chain inet relay_lab out { type filter hook output priority 0; }
+             add rule inet relay_lab in iifname != lo meta l4proto udp drop
+             add rule inet relay_lab out oifname != lo meta l4proto udp drop";
+        for rule in rules.lines() {
+            self.namespace.tool("nft", &[rule]);
+        }
+    }
+
     /// Counts from now on the UDP bytes that come from `other`: what takes the direct path.
     pub fn count_udp_from(&self, other: &Host) {
         let rules = format!(

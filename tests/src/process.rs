@@ -266,7 +266,9 @@ pub fn clean(mut command: Command, home: &Path) -> Command {
             command.env(name, value);
         }
     }
-    command.env("HOME", home).env("NO_COLOR", "1");
+    // Sockets of running commands, too, are the test's own.
+    command.env("HOME", home).env("XDG_RUNTIME_DIR", home);
+    command.env("NO_COLOR", "1");
     command
 }
 

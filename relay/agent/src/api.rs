@@ -33,6 +33,8 @@ pub(crate) struct Api {
     streams: Streams,
     /// Held while the list is made, so that it is made once for all who ask.
     ports: Mutex<Option<(Instant, Bytes)>>,
+    /// The agent's own ports, which are not told.
+    own: Vec<u16>,
 }
 
 #[derive(Serialize)]
@@ -49,10 +51,11 @@ struct Message<'a> {
 type Next = Arc<StdMutex<Option<(OnUpgrade, Work)>>>;
 
 impl Api {
-    /// An API with these streams.
-    pub(crate) fn new(streams: Streams) -> Self {
+    /// An API with these streams, of an agent that listens on this port itself.
+    pub(crate) fn new(streams: Streams, own: Option<u16>) -> Self {
         Self {
             streams,
+            own: own.into_iter().collect(),
             ports: Mutex::default(),
         }
     }
@@ -127,7 +130,8 @@ impl Api {
         {
             return Ok(list.clone());
         }
-        let ports = tokio::task::spawn_blocking(|| listening::ports(&[])).await??;
+        let own = self.own.clone();
+        let ports = tokio::task::spawn_blocking(move || listening::ports(&own)).await??;
         let list = Bytes::from(serde_json::to_vec(&Ports { ports })?);
         *kept = Some((Instant::now(), list.clone()));
         Ok(list)
@@ -185,7 +189,7 @@ mod tests {
 
     #[tokio::test]
     async fn the_list_of_ports_is_a_second_old_at_most() {
-        let api = Api::new(Streams::default());
+        let api = Api::new(Streams::default(), None);
         let first = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
         let (status, list) = get(&api, "/api/v0/listening-ports").await;
         assert_eq!(status, StatusCode::OK);
@@ -203,7 +207,7 @@ mod tests {
 
     #[tokio::test]
     async fn other_paths_and_methods_are_not_found() {
-        let api = Api::new(Streams::default());
+        let api = Api::new(Streams::default(), None);
         assert_eq!(get(&api, "/").await.0, StatusCode::OK);
         for path in ["/api/v0/netcheck", "/api/v0/listening-ports/x", "/../"] {
             let (status, body) = get(&api, path).await;
@@ -217,7 +221,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_stream_takes_an_upgrade() {
-        let api = Api::new(Streams::default());
+        let api = Api::new(Streams::default(), None);
         let (status, body) = get(&api, "/api/v0/relay/listen?port=8080").await;
         assert_eq!(status, StatusCode::UPGRADE_REQUIRED);
         assert!(body["message"].is_string());
@@ -229,7 +233,7 @@ mod tests {
         let address = listener.local_addr().unwrap();
         let mut peer = TcpStream::connect(address).await.unwrap();
         let (stream, _) = listener.accept().await.unwrap();
-        let serving = tokio::spawn(Arc::new(Api::new(Streams::default())).serve(stream));
+        let serving = tokio::spawn(Arc::new(Api::new(Streams::default(), None)).serve(stream));
         peer.write_all(b"\x16\x03\x01\x00\x00nonsense\r\n\r\n")
             .await
             .unwrap();

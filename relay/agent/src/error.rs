@@ -18,6 +18,9 @@ pub enum Error {
     /// The tunnel cannot be opened.
     #[error(transparent)]
     Tunnel(#[from] relay_tunnel::Error),
+    /// Figures cannot be served.
+    #[error(transparent)]
+    Metrics(#[from] relay_metrics::Error),
     /// A peer of the SSH server breaks the rules.
     #[error("SSH: {0}; use another client, or report this if it is OpenSSH's")]
     Ssh(&'static str),

@@ -6,7 +6,9 @@ mod checks;
 mod error;
 pub mod health;
 pub mod listening;
+mod metrics;
 mod peers;
+mod speedtest;
 pub mod ssh;
 mod streams;
 mod tcp;
@@ -14,7 +16,9 @@ mod traffic;
 mod udp;
 
 use std::future::Future;
+use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use relay_control::agent::{AgentSession, App, Event, Identity};
@@ -30,6 +34,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use url::Url;
 
+use api::Api;
 pub use error::Error;
 use peers::Peers;
 use traffic::Traffic;
@@ -64,6 +69,8 @@ pub struct Config {
     pub ssh: ssh::Options,
     /// Loops that share the clients among them.
     pub loops: u8,
+    /// Where figures for Prometheus are served, if they are.
+    pub prometheus: Option<SocketAddr>,
 }
 
 /// Serves until `shutdown` comes back, then takes leave in order.
@@ -85,6 +92,12 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> Result<(
 type OwnNode = watch::Sender<Option<endpoint::LocalNode>>;
 
 async fn serve(config: Config, session: &mut AgentSession, nodes: OwnNode) -> Result<(), Error> {
+    // An address that is taken is told at once.
+    let figures = match config.prometheus {
+        Some(address) => Some(relay_metrics::open(address).await?),
+        None => None,
+    };
+    let own_port = figures.as_ref().and_then(|figures| figures.address());
     let identity = join(&config.url, session).await?;
     let name = format!(
         "{}/{}.{}",
@@ -113,12 +126,22 @@ async fn serve(config: Config, session: &mut AgentSession, nodes: OwnNode) -> Re
     let streams = streams::Streams::new(ssh.options(), engine, Arc::clone(&traffic));
     let service = tcp::Service {
         engine,
-        api: Arc::new(api::Api::new(streams)),
+        api: Arc::new(Api::new(streams, own_port.map(|address| address.port()))),
         ssh,
+        speed_tests: Default::default(),
         traffic: Arc::clone(&traffic),
     };
     for (runtime, incoming) in tunnel.incoming_by_loop() {
         tasks.spawn_on(tcp::serve(incoming, service.clone()), &runtime);
+    }
+    let connected = Arc::new(AtomicBool::new(true));
+    if let Some(figures) = figures {
+        let sources = metrics::Sources {
+            tunnel: tunnel.clone(),
+            traffic: Arc::clone(&traffic),
+            connected: Arc::clone(&connected),
+        };
+        tasks.spawn(figures.serve(Arc::new(move |page| sources.collect(page))));
     }
     let answers = tunnel.clone();
     tasks.spawn(udp::serve(
@@ -135,6 +158,11 @@ async fn serve(config: Config, session: &mut AgentSession, nodes: OwnNode) -> Re
         tokio::select! {
             event = session.event() => {
                 let event = event.ok_or(Error::Ended("session with the control plane"))?;
+                match &event {
+                    Event::Connected(_) => connected.store(true, Ordering::Relaxed),
+                    Event::Disconnected(_) => connected.store(false, Ordering::Relaxed),
+                    _ => {}
+                }
                 if let Some(ready) = handle(event, &tunnel, &mut peers, &apps).await? {
                     session.ready(ready);
                 }

@@ -13,6 +13,7 @@ use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 
 use crate::api::{self, Api};
+use crate::speedtest::{self, SpeedTests};
 use crate::ssh;
 use crate::traffic::{Protocol, Traffic};
 
@@ -28,6 +29,7 @@ pub(crate) struct Service {
     pub(crate) engine: Engine,
     pub(crate) api: Arc<Api>,
     pub(crate) ssh: Arc<ssh::Server>,
+    pub(crate) speed_tests: SpeedTests,
     pub(crate) traffic: Arc<Traffic>,
 }
 
@@ -48,10 +50,12 @@ pub(crate) async fn serve(mut incoming: mpsc::Receiver<Incoming>, service: Servi
                 engine,
                 api,
                 ssh,
+                speed_tests,
                 traffic,
             } = service;
             match wanted.port() {
                 api::PORT => answer(wanted, api).await,
+                speedtest::PORT => measure(wanted, speed_tests).await,
                 port if ssh::PORTS.contains(&port) => log_in(wanted, ssh, &traffic).await,
                 _ => connect(wanted, engine, &traffic).await,
             }
@@ -64,6 +68,14 @@ pub(crate) async fn serve(mut incoming: mpsc::Receiver<Incoming>, service: Servi
 async fn answer(wanted: Incoming, api: Arc<Api>) {
     match wanted.accept().await {
         Ok(peer) => api.serve(peer).await,
+        Err(error) => tracing::debug!(%error, "the peer went away before it was connected"),
+    }
+}
+
+/// Serves a speed test.
+async fn measure(wanted: Incoming, tests: SpeedTests) {
+    match wanted.accept().await {
+        Ok(peer) => tests.serve(peer).await,
         Err(error) => tracing::debug!(%error, "the peer went away before it was connected"),
     }
 }

@@ -17,6 +17,8 @@ struct Inner {
     next: u64,
     /// Of connections that ended since the last report.
     ended: Stats,
+    /// Of all so far, but the bytes of those that are open.
+    totals: [Total; 3],
 }
 
 #[derive(Debug)]
@@ -25,6 +27,19 @@ struct Open {
     counts: Arc<Counts>,
     told: Bytes,
     is_new: bool,
+}
+
+/// All connections or flows of a protocol since the start.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Total {
+    /// Open now.
+    pub(crate) open: u64,
+    /// So far.
+    pub(crate) connections: u64,
+    /// Bytes from peers.
+    pub(crate) received: u64,
+    /// Bytes to peers.
+    pub(crate) sent: u64,
 }
 
 /// What a connection or flow carries.
@@ -57,6 +72,19 @@ pub(crate) struct Counted {
     traffic: Arc<Traffic>,
     id: u64,
     pub(crate) counts: Arc<Counts>,
+}
+
+impl Protocol {
+    const ALL: [Self; 3] = [Self::Tcp, Self::Udp, Self::Ssh];
+
+    /// In lower case.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Tcp => "tcp",
+            Self::Udp => "udp",
+            Self::Ssh => "ssh",
+        }
+    }
 }
 
 impl Counts {
@@ -96,6 +124,7 @@ impl Traffic {
             is_new: true,
         };
         inner.open.insert(id, open);
+        inner.totals[protocol as usize].connections += 1;
         Counted {
             traffic: Arc::clone(self),
             id,
@@ -111,6 +140,27 @@ impl Traffic {
             open.tell(&mut stats);
         }
         stats
+    }
+}
+
+impl Traffic {
+    /// All so far, by protocol.
+    pub(crate) fn totals(&self) -> [(Protocol, Total); 3] {
+        let inner = self.lock();
+        let mut totals = inner.totals;
+        for open in inner.open.values() {
+            let total = &mut totals[open.protocol as usize];
+            total.open += 1;
+            total.add(open.counts.bytes());
+        }
+        Protocol::ALL.map(|protocol| (protocol, totals[protocol as usize]))
+    }
+}
+
+impl Total {
+    fn add(&mut self, bytes: Bytes) {
+        self.received += bytes.received;
+        self.sent += bytes.sent;
     }
 }
 
@@ -143,6 +193,7 @@ impl Drop for Counted {
     fn drop(&mut self) {
         let mut inner = self.traffic.lock();
         if let Some(mut open) = inner.open.remove(&self.id) {
+            inner.totals[open.protocol as usize].add(open.counts.bytes());
             open.tell(&mut inner.ended);
         }
     }
@@ -195,5 +246,9 @@ mod tests {
         let stats = traffic.report();
         assert_eq!((stats.rx_bytes, stats.connection_count), (1, 2));
         assert!(traffic.lock().open.is_empty());
+        let [(_, tcp), (_, udp), (_, ssh)] = traffic.totals();
+        assert_eq!((udp.connections, udp.open), (1, 0));
+        assert_eq!((udp.received, udp.sent), (8, 7));
+        assert_eq!((tcp.connections, ssh.connections), (1, 1));
     }
 }

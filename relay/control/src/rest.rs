@@ -202,6 +202,19 @@ impl Client {
         Ok(info)
     }
 
+    /// The deployment's relays, whatever agent is meant. Embedded relays are at this client's own URL.
+    ///
+    /// # Errors
+    /// As [`Client::buildinfo`].
+    pub async fn relays(&self) -> Result<ConnectionInfo, Error> {
+        let mut info: ConnectionInfo = self.get("workspaceagents/connection").await?;
+        if let Some(map) = &mut info.derp_map {
+            map.rewrite_embedded(self.url());
+            map.drop_empty_regions();
+        }
+        Ok(info)
+    }
+
     /// Starts a stopped workspace with the parameters it had.
     ///
     /// # Errors

@@ -137,6 +137,14 @@ pub enum Error {
     /// The SSH connection broke.
     #[error("the SSH connection is lost: {0}")]
     SshLost(String),
+    /// The agent serves no speed tests, or not this one.
+    #[error("no speed test with agent \"{agent}\": {reason}")]
+    SpeedTest {
+        /// The agent.
+        agent: String,
+        /// What it says, or how the connection ended.
+        reason: String,
+    },
     /// Standard input or output cannot be used.
     #[error("cannot use {what}: {reason}")]
     Standard {

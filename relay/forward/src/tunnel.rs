@@ -30,6 +30,7 @@ use uuid::Uuid;
 use crate::Error;
 use crate::event::{Event, Path, Reporter};
 use crate::find::{self, Found};
+use crate::monitor::{Monitor, Watched};
 use crate::way::{Flow, Target, Way, dial, dial_once};
 
 /// How long a new connection may take, the wait for a lost agent included.
@@ -62,6 +63,8 @@ pub struct Options {
     pub offloads: Offloads,
     /// How long to look for an answer to a small message before sleeping.
     pub busy_poll: Duration,
+    /// Sees the tunnel while it is open.
+    pub monitor: Monitor,
 }
 
 impl Options {
@@ -76,6 +79,7 @@ impl Options {
             max_mtu: MAX_MTU,
             offloads: Offloads::default(),
             busy_poll: Duration::from_micros(BUSY_POLL),
+            monitor: Monitor::default(),
         }
     }
 }
@@ -147,6 +151,23 @@ impl Flow for TunnelFlow {
     }
 }
 
+/// The names of relay regions.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Regions(HashMap<u16, String>);
+
+impl Regions {
+    /// A region's name, if it has one.
+    pub(crate) fn get(&self, id: u16) -> Option<&str> {
+        self.0.get(&id).map(String::as_str)
+    }
+
+    /// A region's name, or what to call it.
+    pub(crate) fn name(&self, id: u16) -> String {
+        let name = self.get(id).map(str::to_owned);
+        name.unwrap_or_else(|| format!("region {id}"))
+    }
+}
+
 /// What was found out aside.
 enum Aside {
     /// Whether the agent of that generation answered within its time.
@@ -160,7 +181,7 @@ enum Aside {
 /// Keeps a tunnel pointed at the agent. It works only while [`Supervisor::run`] is polled.
 pub(crate) struct Supervisor {
     pub(crate) found: Found,
-    pub(crate) regions: HashMap<u16, String>,
+    pub(crate) regions: Regions,
     client: Client,
     name: WorkspaceName,
     report: Reporter,
@@ -183,6 +204,7 @@ pub(crate) struct Supervisor {
     settled_at: Option<Instant>,
     /// The agent went away because its workspace was stopped.
     stopped: watch::Sender<bool>,
+    watched: Watched,
 }
 
 /// Opens a tunnel to a workspace: looks it up, and starts everything that talks to it at once.
@@ -200,6 +222,7 @@ pub(crate) async fn open(
         max_mtu,
         offloads,
         busy_poll,
+        monitor,
     } = options;
     if !direct {
         report.tell(Event::RelaysOnly);
@@ -230,6 +253,7 @@ pub(crate) async fn open(
     config.keepalive = true;
     let (endpoint, events) = relay_tunnel::endpoint::start(config, helper)?;
 
+    let watched = monitor.watch(&endpoint);
     let (target, target_now) = watch::channel(None);
     let tunnel = Tunnel {
         endpoint: endpoint.clone(),
@@ -237,7 +261,7 @@ pub(crate) async fn open(
     };
     let mut supervisor = Supervisor {
         found,
-        regions: HashMap::new(),
+        regions: Regions::default(),
         client,
         name,
         report,
@@ -257,7 +281,11 @@ pub(crate) async fn open(
         told_path: None,
         settled_at: None,
         stopped: watch::Sender::new(false),
+        watched,
     };
+    supervisor
+        .watched
+        .leads_to(&supervisor.found, &supervisor.regions);
     if let Some(map) = info.derp_map {
         supervisor.set_map(map).await?;
     }
@@ -335,7 +363,8 @@ impl Supervisor {
             .regions
             .iter()
             .map(|(id, region)| (*id, region.name.clone()));
-        self.regions = names.collect();
+        self.regions = Regions(names.collect());
+        self.watched.leads_to(&self.found, &self.regions);
         Ok(self.endpoint.set_derp_map(map).await?)
     }
 
@@ -471,6 +500,7 @@ impl Supervisor {
         self.endpoint.remove_peer(self.found.agent.id).await?;
         self.over = false;
         self.found = found;
+        self.watched.leads_to(&self.found, &self.regions);
         self.key = None;
         self.target.send_replace(None);
         Ok(())
@@ -481,7 +511,7 @@ impl Supervisor {
             Packets::Path { peer, state } if peer == self.found.agent.id => {
                 self.path = match state {
                     PathState::Direct(address) => Some(Path::Direct(address)),
-                    PathState::Relayed(region, _) => Some(Path::Relayed(self.region(region))),
+                    PathState::Relayed(region, _) => Some(Path::Relayed(self.regions.name(region))),
                     PathState::None => None,
                 };
                 self.settled_at = Some(Instant::now() + SETTLED);
@@ -490,14 +520,6 @@ impl Supervisor {
             Packets::Relay { region, connected } => tracing::debug!(region, connected, "relay"),
             Packets::Warning(text) => tracing::warn!("{text}"),
         }
-    }
-
-    /// A relay region's name.
-    pub(crate) fn region(&self, id: u16) -> String {
-        self.regions
-            .get(&id)
-            .cloned()
-            .unwrap_or_else(|| format!("region {id}"))
     }
 
     fn tell_path(&mut self) {

@@ -66,6 +66,8 @@ pub struct Config {
     pub loops: u8,
     /// What is chosen about apps in a browser.
     pub apps: Choices,
+    /// Where figures for Prometheus are served, if they are.
+    pub prometheus: Option<SocketAddr>,
     /// Another way to agents' ports than the server's own tunnels.
     pub dialer: Option<Arc<dyn Dial>>,
 }
@@ -97,6 +99,7 @@ impl Config {
             stack: StackChoice::Auto,
             loops: 1,
             apps: Choices::default(),
+            prometheus: None,
             dialer: None,
         }
     }

@@ -175,13 +175,17 @@ impl Front {
     ) -> Result<http::Response<Body>, Infallible> {
         let Self { state, router, .. } = self;
         let mut request = match proxy::answer(&state, peer, &memory, request).await {
-            proxy::Answer::Given(answer) => return Ok(answer),
+            proxy::Answer::Given(answer) => {
+                state.counts.app(answer.status());
+                return Ok(answer);
+            }
             proxy::Answer::NotAnApp(request) => request,
         };
         let client = state.apps.trust.client(peer.address, request.headers());
         request.extensions_mut().insert(client);
         let changes = !request.method().is_safe();
         let answer = router.call(request).await?;
+        state.counts.request(answer.status());
         if changes {
             // Before the answer is given, so that what it withdrew is refused from then on.
             state.proxy.look_for_changes(&state.store).await;

@@ -29,6 +29,9 @@ pub enum Error {
     /// The threads for apps could not be started.
     #[error("cannot start threads: {0}; raise the limit of processes and of open files")]
     Threads(std::io::Error),
+    /// Figures cannot be served.
+    #[error(transparent)]
+    Metrics(#[from] relay_metrics::Error),
     /// The HTTP address could not be bound.
     #[error("cannot listen on {address}: {source}; choose another one with --http-address")]
     Listen {

@@ -50,6 +50,11 @@ impl Hub {
         self.lock().core.has(id)
     }
 
+    /// How many tunnels peers have asked for.
+    pub(crate) fn tunnels(&self) -> usize {
+        self.lock().core.tunnels()
+    }
+
     /// Gives a seat up, for this reason if that is known.
     pub(crate) fn leave(&self, seat: SeatId, reason: &'static str) {
         let mut inner = self.lock();

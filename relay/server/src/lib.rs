@@ -13,6 +13,7 @@ mod first;
 mod hub;
 mod lanes;
 mod map;
+mod metrics;
 mod proxy;
 mod resume;
 mod secrets;

@@ -9,7 +9,7 @@ use crate::error::{Error, Result};
 
 /// The embedded relay's region.
 const EMBEDDED: u16 = 999;
-/// The STUN server's region.
+/// The first STUN server's region; each has one of its own.
 const STUN: u16 = 1000;
 
 /// Where peers find the STUN server.
@@ -64,8 +64,8 @@ fn own_address(v6: bool) -> IpAddr {
     }
 }
 
-/// The map: this server's relay, and its STUN server where there is one.
-pub(crate) fn derp_map(access: &Url, stun: Option<Stun>) -> DerpMap {
+/// The map: this server's relay, and its STUN servers.
+pub(crate) fn derp_map(access: &Url, stun: &[Stun]) -> DerpMap {
     let host = access.host_str().unwrap_or_default();
     let host = host.trim_matches(['[', ']']).to_owned();
     let relay = Node {
@@ -89,9 +89,9 @@ pub(crate) fn derp_map(access: &Url, stun: Option<Stun>) -> DerpMap {
             nodes: vec![relay],
         },
     );
-    if let Some(stun) = stun {
-        let host = stun.host.map_or(host, |ip| ip.to_string());
-        map.regions.insert(STUN, stun_region(host, stun.port));
+    for (id, stun) in (STUN..).zip(stun) {
+        let host = stun.host.map_or_else(|| host.clone(), |ip| ip.to_string());
+        map.regions.insert(id, stun_region(id, host, stun.port));
     }
     map
 }
@@ -116,16 +116,16 @@ pub(crate) fn own(map: &DerpMap, local: SocketAddr, tls: bool) -> DerpMap {
     map
 }
 
-fn stun_region(host_name: String, port: u16) -> Region {
+fn stun_region(id: u16, host_name: String, port: u16) -> Region {
     Region {
         embedded_relay: false,
-        id: STUN,
-        code: format!("coder_stun_{STUN}"),
-        name: format!("Coder STUN {STUN}"),
+        id,
+        code: format!("coder_stun_{id}"),
+        name: format!("Coder STUN {id}"),
         avoid: false,
         nodes: vec![Node {
-            name: format!("{STUN}stun0"),
-            region_id: STUN,
+            name: format!("{id}stun0"),
+            region_id: id,
             host_name,
             stun_port: i32::from(port),
             stun_only: true,
@@ -157,7 +157,7 @@ mod tests {
     #[test]
     fn the_server_itself_reaches_its_relay_where_it_listens() {
         let url = Url::parse("https://relay.example.com").unwrap();
-        let map = derp_map(&url, None);
+        let map = derp_map(&url, &[]);
         let relay = |local: &str, tls| {
             let own = own(&map, local.parse().unwrap(), tls);
             let node = &own.regions[&999].nodes[0];
@@ -177,8 +177,8 @@ mod tests {
     #[test]
     fn the_map_names_the_relay_and_the_stun_server() {
         let url = Url::parse("http://[::1]:3000").unwrap();
-        let stun = |host| Some(Stun { host, port: 3478 });
-        let map = derp_map(&url, stun(None));
+        let stun = |host| [Stun { host, port: 3478 }, Stun { host, port: 3479 }];
+        let map = derp_map(&url, &stun(None));
         let relay = &map.regions[&999].nodes[0];
         assert_eq!(relay.stun(), None);
         assert_eq!(
@@ -188,8 +188,9 @@ mod tests {
         let node = &map.regions[&1000].nodes[0];
         assert_eq!((node.stun(), node.relay_url()), (Some(3478), None));
         assert_eq!(node.host_name, "::1");
-        let elsewhere = derp_map(&url, stun(Some(Ipv4Addr::LOCALHOST.into())));
+        assert_eq!(map.regions[&1001].nodes[0].stun(), Some(3479));
+        let elsewhere = derp_map(&url, &stun(Some(Ipv4Addr::LOCALHOST.into())));
         assert_eq!(elsewhere.regions[&1000].nodes[0].host_name, "127.0.0.1");
-        assert_eq!(derp_map(&url, None).regions.len(), 1);
+        assert_eq!(derp_map(&url, &[]).regions.len(), 1);
     }
 }

@@ -25,12 +25,13 @@ use crate::derp::Relay;
 use crate::dialer::{Dial, NoTunnels, Setup, Tunnels};
 use crate::error::{Error, Result};
 use crate::lanes::{Lanes, Threads};
+use crate::metrics::Counts;
 use crate::proxy::Proxy;
 use crate::resume::ResumeKey;
 use crate::state::{Presence, Shared, State};
 use crate::store::Store;
 use crate::traffic::Traffic;
-use crate::{api, map, proxy, secrets, stun, tls, traffic, usage};
+use crate::{api, map, metrics, proxy, secrets, stun, tls, traffic, usage};
 
 /// How long sessions get to end when the server stops.
 const FAREWELL: Duration = Duration::from_millis(1500);
@@ -69,9 +70,15 @@ impl Server {
         let secret = setting_secret(&store, "app_secret").await?;
         let apps = Settings::new(&config.apps, &access_url, secret.as_bytes());
         let stun = open_stun(config.stun, local).await;
+        let figures = match config.prometheus {
+            Some(address) => Some(relay_metrics::open(address).await?),
+            None => None,
+        };
+        let counts = Arc::new(Counts::default());
         let (stop, stopping) = watch::channel(false);
         let (alive, ended) = mpsc::channel(1);
-        let map = map::derp_map(&access_url, stun.as_ref().map(|(_, place)| *place));
+        let places: Vec<_> = stun.iter().map(|(_, place)| *place).collect();
+        let map = map::derp_map(&access_url, &places);
         let threads = Threads::start()?;
         let hub = Arc::default();
         let setup = Setup {
@@ -102,6 +109,7 @@ impl Server {
             relay,
             resume,
             limits: Limits::new(config.api_rate_limit),
+            counts: Arc::clone(&counts),
             presence: Presence::default(),
             clients: Presence::default(),
             stopping,
@@ -122,8 +130,17 @@ impl Server {
             tokio::spawn(usage::run(Arc::clone(&state))),
             tokio::spawn(traffic::sample(Arc::clone(&state))),
         ];
-        if let Some((socket, _)) = stun {
-            tasks.push(tokio::spawn(stun::serve(socket)));
+        for (socket, _) in stun {
+            tasks.push(tokio::spawn(stun::serve(socket, Arc::clone(&counts))));
+        }
+        if let Some(figures) = figures {
+            let state = Arc::downgrade(&state);
+            let collect = move |page: &mut relay_metrics::Page| {
+                if let Some(state) = state.upgrade() {
+                    metrics::collect(&state, page);
+                }
+            };
+            tasks.push(tokio::spawn(figures.serve(Arc::new(collect))));
         }
         Ok(Self {
             local,
@@ -203,30 +220,45 @@ fn listen(address: SocketAddr) -> Result<TcpListener> {
     open().map_err(|source| Error::Listen { address, source })
 }
 
-/// Opens the STUN socket, with the place that peers are told; a busy port is only warned about.
-async fn open_stun(wanted: StunAddress, http: SocketAddr) -> Option<(UdpSocket, map::Stun)> {
+/// Opens the STUN sockets, with the places that peers are told; a busy port is only warned about.
+///
+/// The second is on the next port, 3479 by default (RFC 5780 section 7.3 calls it the alternate one): from the answers of
+/// two, a peer learns whether its NAT maps each destination to another address. One alone serves as well.
+async fn open_stun(wanted: StunAddress, http: SocketAddr) -> Vec<(UdpSocket, map::Stun)> {
     let address = match wanted {
-        StunAddress::Off => return None,
+        StunAddress::Off => return Vec::new(),
         StunAddress::Default => SocketAddr::new(http.ip(), DEFAULT_PORT),
         StunAddress::At(address) => address,
     };
-    let opened = UdpSocket::bind(address).await;
-    match opened.and_then(|socket| Ok((socket.local_addr()?, socket))) {
-        Ok((bound, socket)) => {
-            let told = wanted != StunAddress::Default && !bound.ip().is_unspecified();
-            let place = map::Stun {
-                host: told.then_some(bound.ip()),
-                port: bound.port(),
-            };
-            Some((socket, place))
-        }
+    let told = wanted != StunAddress::Default;
+    let first = match open_stun_at(address, told).await {
+        Ok(first) => first,
         Err(error) => {
             tracing::warn!(
                 "STUN is off: cannot use UDP {address}: {error}; choose another address with --stun-address"
             );
-            None
+            return Vec::new();
         }
-    }
+    };
+    let next = first.1.port.checked_add(1);
+    let second = match next.map(|port| SocketAddr::new(address.ip(), port)) {
+        Some(address) => open_stun_at(address, told).await,
+        None => Err(std::io::ErrorKind::AddrNotAvailable.into()),
+    };
+    let second = second.inspect_err(|error| {
+        tracing::debug!(%error, "STUN is on one port only");
+    });
+    std::iter::once(first).chain(second.ok()).collect()
+}
+
+async fn open_stun_at(address: SocketAddr, told: bool) -> std::io::Result<(UdpSocket, map::Stun)> {
+    let socket = UdpSocket::bind(address).await?;
+    let bound = socket.local_addr()?;
+    let place = map::Stun {
+        host: (told && !bound.ip().is_unspecified()).then_some(bound.ip()),
+        port: bound.port(),
+    };
+    Ok((socket, place))
 }
 
 async fn setting_id(store: &Store) -> Result<String> {

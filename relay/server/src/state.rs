@@ -14,6 +14,7 @@ use crate::apps::settings::Settings;
 use crate::derp::Relay;
 use crate::dialer::Dial;
 use crate::hub::Hub;
+use crate::metrics::Counts;
 use crate::proxy::Proxy;
 use crate::resume::ResumeKey;
 use crate::store::Store;
@@ -46,6 +47,8 @@ pub(crate) struct State {
     pub(crate) resume: ResumeKey,
     /// How many requests to the API are answered.
     pub(crate) limits: Limits,
+    /// What is counted for Prometheus.
+    pub(crate) counts: Arc<Counts>,
     /// Agents with a session.
     pub(crate) presence: Presence,
     /// Agents with clients, by the agent.
@@ -110,6 +113,16 @@ impl Presence {
             live.remove(&agent);
         }
         last
+    }
+
+    /// How many agents have sessions.
+    pub(crate) fn agents(&self) -> usize {
+        self.lock().len()
+    }
+
+    /// How many sessions there are.
+    pub(crate) fn sessions(&self) -> usize {
+        self.lock().values().map(|live| live.sessions).sum()
     }
 
     /// Ends the sessions of all agents that are not among these.

@@ -1,5 +1,6 @@
 //! `relay agent`: the workspace's side.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use anyhow::Context;
@@ -53,6 +54,15 @@ pub(crate) struct Args {
     engine: EngineArgs,
     #[command(flatten)]
     loops: LoopsArgs,
+    /// Serve figures for Prometheus on this address, at /metrics; docs/metrics.md lists them
+    /// [default: none]
+    #[arg(
+        long,
+        env = "CODER_AGENT_PROMETHEUS_ADDRESS",
+        value_name = "IP:PORT",
+        hide_env_values = true
+    )]
+    prometheus_address: Option<String>,
 }
 
 /// Runs the command.
@@ -78,6 +88,7 @@ pub(crate) fn run(args: Args, global: &Global) -> anyhow::Result<()> {
             block_file_transfer: args.block_file_transfer,
         },
         loops: args.loops.count(),
+        prometheus: args.prometheus()?,
     };
     block_on(async { Ok(relay_agent::run(config, interrupted()?).await?) })
 }
@@ -94,6 +105,21 @@ impl Args {
             "--url \"{text}\" must start with http:// or https:// and name a host"
         );
         Ok(url)
+    }
+
+    fn prometheus(&self) -> anyhow::Result<Option<SocketAddr>> {
+        let text = self.prometheus_address.as_deref();
+        let Some(text) = text.filter(|text| !text.is_empty()) else {
+            return Ok(None);
+        };
+        let address = text.parse().ok();
+        let address = address.with_context(|| {
+            format!(
+                "--prometheus-address \"{text}\" is not an address with a port, such as \
+                 127.0.0.1:2112"
+            )
+        })?;
+        Ok(Some(address))
     }
 
     fn read_token(&self) -> anyhow::Result<String> {
@@ -144,6 +170,23 @@ mod tests {
         let missing = args(&["agent", "--token-file", "/nonexistent/token"]);
         let error = missing.read_token().unwrap_err().to_string();
         assert!(error.contains("/nonexistent/token"), "{error}");
+    }
+
+    #[test]
+    fn figures_are_served_where_that_is_asked_for() {
+        assert_eq!(args(&["agent"]).prometheus().unwrap(), None);
+        let empty = args(&["agent", "--prometheus-address", ""]);
+        assert_eq!(empty.prometheus().unwrap(), None);
+        let given = args(&["agent", "--prometheus-address", "127.0.0.1:2112"]);
+        assert_eq!(given.prometheus().unwrap().unwrap().port(), 2112);
+        let wrong = args(&["agent", "--prometheus-address", "2112"]);
+        assert!(
+            wrong
+                .prometheus()
+                .unwrap_err()
+                .to_string()
+                .contains("\"2112\"")
+        );
     }
 
     #[test]

@@ -8,10 +8,13 @@ pub(crate) mod demo;
 pub(crate) mod list;
 pub(crate) mod login;
 pub(crate) mod manual;
+pub(crate) mod netcheck;
 pub(crate) mod ping;
 pub(crate) mod port_forward;
 pub(crate) mod server;
+pub(crate) mod speedtest;
 pub(crate) mod ssh;
+pub(crate) mod status;
 mod tunnel;
 pub(crate) mod wg;
 

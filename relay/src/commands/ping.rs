@@ -1,28 +1,56 @@
-//! `relay ping`: measures the way to a workspace.
+//! `relay ping`: measures the way to a workspace, and says which it is and why.
+
+mod summary;
 
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use relay_forward::event::{Path, Reporter};
-use relay_forward::{Options, Pong};
+use chrono::{DateTime, Local, SecondsFormat, Utc};
+use relay_forward::event::{Event, Path, Reporter};
+use relay_forward::{Monitor, Options, Pace, Pong, Step};
 use relay_tunnel::endpoint::{MAX_MTU, StackChoice};
 use relay_tunnel::stack::{NetHelper, Offloads};
 use relay_wire::names::WorkspaceName;
-use serde::Serialize;
 
+use self::summary::Sample;
 use super::{block_on, interrupted};
 use crate::cli::Global;
+use crate::duration;
 use crate::output::{self, Format};
+
+/// The longest that an answer is waited for.
+const LONGEST: Duration = Duration::from_secs(5);
+/// An endless run remembers so many of its latest pings.
+const REMEMBERED: usize = 100_000;
+
+const EXAMPLES: &str = "\
+Examples:
+  relay ping dev                     once a second, until Ctrl-C
+  relay ping dev -n 3 -o json        one JSON document: each ping, p50 and p99, the path and why it is none better";
 
 /// Flags of `relay ping`.
 #[derive(clap::Args)]
+#[command(after_help = EXAMPLES)]
 pub(crate) struct Args {
     /// `[owner/]workspace[.agent]`
     #[arg(value_name = "WORKSPACE")]
     workspace: String,
-    /// Stop after so many pings
+    /// Stop after so many pings [default: at Ctrl-C]
     #[arg(short = 'n', long, alias = "num", value_name = "COUNT")]
     count: Option<u64>,
+    /// How long an answer may take, 5s at most
+    #[arg(short, long, default_value = "5s", value_name = "SPAN")]
+    #[arg(value_parser = duration::parse_positive)]
+    timeout: Duration,
+    /// From one ping to the next
+    #[arg(long, default_value = "1s", value_name = "SPAN", value_parser = duration::parse)]
+    wait: Duration,
+    /// Begin each line with the time of the answer
+    #[arg(long)]
+    time: bool,
+    /// The same in UTC
+    #[arg(long)]
+    utc: bool,
     /// How to print the results
     #[arg(short, long, value_enum, default_value_t, value_name = "FORMAT")]
     output: Format,
@@ -38,39 +66,9 @@ pub(crate) struct Args {
     stack: StackChoice,
 }
 
-/// The result of one ping, as JSON shows it.
-#[derive(Serialize)]
-struct Row {
-    /// Milliseconds; none is a time-out.
-    ms: Option<f64>,
-    direct: bool,
-    via: Option<String>,
-}
-
-impl From<&Option<Pong>> for Row {
-    fn from(pong: &Option<Pong>) -> Self {
-        let path = pong.as_ref().map(|pong| &pong.path);
-        Self {
-            ms: pong.as_ref().map(|pong| milliseconds(pong.time)),
-            direct: matches!(path, Some(Path::Direct(_))),
-            via: path.map(|path| match path {
-                Path::Direct(address) => address.to_string(),
-                Path::Relayed(name) => name.clone(),
-            }),
-        }
-    }
-}
-
-fn milliseconds(time: Duration) -> f64 {
-    (time.as_secs_f64() * 1e6).round() / 1e3
-}
-
 /// Runs the command. An agent that never answered is an error.
 pub(crate) fn run(args: Args, global: &Global) -> Result<()> {
-    ensure!(
-        args.count != Some(0),
-        "--count 0 measures nothing; give 1 or more"
-    );
+    let pace = args.pace()?;
     let name: WorkspaceName = args.workspace.parse()?;
     let client = global.client()?;
     let helper = NetHelper::spawn()?;
@@ -84,38 +82,91 @@ pub(crate) fn run(args: Args, global: &Global) -> Result<()> {
         max_mtu: MAX_MTU,
         offloads: Offloads::default(),
         busy_poll: Duration::ZERO,
+        monitor: Monitor::default(),
     };
-    let mut pongs: Vec<Option<Pong>> = Vec::new();
-    let result = block_on(async {
+    let mut samples: Vec<Sample> = Vec::new();
+    let report = block_on(async {
         let signal = interrupted()?;
-        let each = |pong: Option<Pong>| {
-            if args.output == Format::Text {
-                let _ = output::result(line(&args.workspace, pong.as_ref()));
-            }
-            // An endless run remembers the latest, for the summary.
-            if pongs.len() >= 100_000 {
-                pongs.remove(0);
-            }
-            pongs.push(pong);
-        };
-        let report = Reporter::new(|event| tracing::debug!("{event}"));
-        Ok(relay_forward::ping(options, helper, report, args.count, each, signal).await?)
-    });
-    result?;
+        let each = |step| args.show(step, &mut samples);
+        Ok(relay_forward::ping(options, helper, reporter(), pace, each, signal).await?)
+    })?;
+    let Some(report) = report else {
+        return Ok(());
+    };
     match args.output {
-        Format::Json => output::json(&pongs.iter().map(Row::from).collect::<Vec<_>>())?,
-        Format::Text => output::notice(summary(&pongs)),
+        Format::Json => output::json(&summary::document(&args.workspace, &samples, &report))?,
+        Format::Text => output::notice(summary::text(&samples, &report)),
     }
-    let answered = pongs.is_empty() || pongs.iter().any(Option::is_some);
+    let answered = samples.is_empty() || samples.iter().any(|sample| sample.pong.is_some());
     ensure!(answered, "agent of \"{}\" answered no ping", args.workspace);
     Ok(())
+}
+
+/// Shows what is waited for.
+fn reporter() -> Reporter {
+    Reporter::new(|event| match event {
+        Event::WaitingForBuild { .. }
+        | Event::WaitingForAgent { .. }
+        | Event::WaitingForTunnel { .. }
+        | Event::RelaysOnly => output::notice(event),
+        _ => tracing::debug!("{event}"),
+    })
+}
+
+impl Args {
+    fn pace(&self) -> Result<Pace> {
+        ensure!(
+            self.count != Some(0),
+            "--count 0 measures nothing; give 1 or more"
+        );
+        ensure!(
+            self.timeout <= LONGEST,
+            "--timeout is longer than 5s, after which an answer is not recognised any more"
+        );
+        Ok(Pace {
+            count: self.count,
+            timeout: self.timeout,
+            wait: self.wait,
+        })
+    }
+
+    fn show(&self, step: Step, samples: &mut Vec<Sample>) {
+        match step {
+            Step::Route(route) => output::notice(format_args!("path: {route}")),
+            Step::Pong(pong) => {
+                let sample = Sample {
+                    at: Utc::now(),
+                    pong,
+                };
+                if self.output == Format::Text {
+                    let line = line(&self.workspace, sample.pong.as_ref());
+                    let _ = output::result(format_args!("{}{line}", self.stamp(sample.at)));
+                }
+                if samples.len() >= REMEMBERED {
+                    samples.remove(0);
+                }
+                samples.push(sample);
+            }
+        }
+    }
+
+    fn stamp(&self, at: DateTime<Utc>) -> String {
+        match (self.utc, self.time) {
+            (true, _) => format!("{} ", at.to_rfc3339_opts(SecondsFormat::Millis, true)),
+            (false, true) => {
+                let at = at.with_timezone(&Local);
+                format!("{} ", at.to_rfc3339_opts(SecondsFormat::Millis, false))
+            }
+            (false, false) => String::new(),
+        }
+    }
 }
 
 fn line(workspace: &str, pong: Option<&Pong>) -> String {
     match pong {
         None => format!("ping to \"{workspace}\" timed out"),
         Some(Pong { time, path }) => {
-            let ms = milliseconds(*time);
+            let ms = duration::milliseconds(*time);
             match path {
                 Path::Direct(address) => {
                     format!("pong from {workspace} p2p via {address} in {ms} ms")
@@ -128,33 +179,17 @@ fn line(workspace: &str, pong: Option<&Pong>) -> String {
     }
 }
 
-fn summary(pongs: &[Option<Pong>]) -> String {
-    let times: Vec<f64> = pongs
-        .iter()
-        .flatten()
-        .map(|pong| milliseconds(pong.time))
-        .collect();
-    let verdict = match pongs.iter().flatten().next_back().map(|pong| &pong.path) {
-        Some(Path::Direct(_)) => "the connection is direct",
-        Some(Path::Relayed(_)) => "the connection is relayed",
-        None => "no answer",
-    };
-    if times.is_empty() {
-        return format!("{} pings, 0 answered: {verdict}", pongs.len());
-    }
-    let least = times.iter().copied().fold(f64::INFINITY, f64::min);
-    let most = times.iter().copied().fold(0.0, f64::max);
-    let mean = times.iter().sum::<f64>() / times.len() as f64;
-    format!(
-        "{} pings, {} answered, {least:.3}/{mean:.3}/{most:.3} ms least/mean/most: {verdict}",
-        pongs.len(),
-        times.len()
-    )
-}
-
 #[cfg(test)]
 mod tests {
+    use clap::Parser;
+
     use super::*;
+
+    #[derive(Parser)]
+    struct Cli {
+        #[command(flatten)]
+        args: Args,
+    }
 
     #[test]
     fn each_pong_says_which_way_it_came() {
@@ -173,6 +208,23 @@ mod tests {
             "pong from dev proxied via DERP(Here) in 1.5 ms"
         );
         assert_eq!(line("dev", None), "ping to \"dev\" timed out");
-        assert!(summary(&[Some(relayed), Some(direct), None]).ends_with("is direct"));
+    }
+
+    #[test]
+    fn the_pace_is_read_and_nonsense_refused() {
+        let pace = |words: &[&str]| {
+            let words = ["ping", "dev"].iter().chain(words);
+            Cli::try_parse_from(words).unwrap().args.pace()
+        };
+        let usual = pace(&[]).unwrap();
+        assert_eq!(
+            (usual.timeout, usual.wait),
+            (LONGEST, Duration::from_secs(1))
+        );
+        let other = pace(&["-n", "3", "-t", "200ms", "--wait", "0"]).unwrap();
+        assert_eq!(other.count, Some(3));
+        assert_eq!(other.timeout, Duration::from_millis(200));
+        assert!(pace(&["-n", "0"]).is_err() && pace(&["-t", "6s"]).is_err());
+        assert!(Cli::try_parse_from(["ping", "dev", "-t", "0s"]).is_err());
     }
 }

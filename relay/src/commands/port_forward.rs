@@ -8,12 +8,13 @@ mod table;
 
 use std::net::IpAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use clap::builder::BoolishValueParser;
 use relay_engine::Engine;
 use relay_forward::event::Reporter;
-use relay_forward::{Forwarder, Options, Row, Wanted};
+use relay_forward::{Board, Forwarder, Monitor, Options, Row, Wanted};
 use relay_tunnel::stack::NetHelper;
 use relay_wire::forwards::{AnyForward, parse_reverse};
 use relay_wire::names::WorkspaceName;
@@ -28,6 +29,7 @@ use super::{block_on, interrupted};
 use crate::cli::{Global, environment};
 use crate::output::{self, Format, one_line};
 use crate::screen;
+use crate::status::{self, Forwarded, Forwards, Traffic};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -182,9 +184,11 @@ fn for_people(options: Options, helper: NetHelper, engine: Engine, wanted: Wante
             screen::release();
             output::notice("\nReceived signal, closing all listeners and active connections");
         };
+        let monitor = options.monitor.clone();
         let mut drawing = JoinSet::new();
         let forwarder = Forwarder::new(options, helper).engine(engine);
         let (live, board) = (screen::is_live(), forwarder.handle().board().clone());
+        let _published = publish(monitor, engine, board.clone());
         let (ready, is_ready) = tokio::sync::watch::channel(false);
         let report = Reporter::new(move |event| {
             if event.is_for_people() {
@@ -218,6 +222,7 @@ fn for_a_program(
     workspace: String,
 ) -> Result<()> {
     wanted.stay = true;
+    let monitor = options.monitor.clone();
     let (events, writer, gone) = Events::start().context("cannot write events")?;
     let told = events.clone();
     let report = Reporter::new(move |event| {
@@ -236,6 +241,8 @@ fn for_a_program(
         let forwarder = Forwarder::new(options, helper)
             .engine(engine)
             .report(report);
+        let board = forwarder.handle().board().clone();
+        let _published = publish(monitor, engine, board);
         let mut commands = JoinSet::new();
         commands.spawn(backend::obey(forwarder.handle(), events.clone()));
         Ok(forwarder.run(wanted, shutdown).await?)
@@ -246,6 +253,31 @@ fn for_a_program(
     drop(events);
     writer.finish();
     result
+}
+
+/// Shows the forwards in `relay status`.
+fn publish(monitor: Monitor, engine: Engine, board: Board) -> Option<status::Published> {
+    let look = move || {
+        let (rows, total) = board.traffic(status::SHOWN);
+        let row = |one: relay_forward::Traffic| Forwarded {
+            kind: one.row.kind.to_string(),
+            here: one.row.here,
+            there: one.row.there,
+            traffic: Some(Traffic {
+                open: one.open,
+                connections: one.connections,
+                sent_bytes: one.sent,
+                received_bytes: one.received,
+            }),
+        };
+        Forwards::of(rows.into_iter().map(row), total)
+    };
+    status::publish(
+        "port-forward",
+        Some(engine.to_string()),
+        monitor,
+        Arc::new(look),
+    )
 }
 
 /// What environment, file and flags ask for, in this order.

@@ -46,7 +46,8 @@ pub(crate) struct Args {
     #[arg(long, env = "CODER_ACCESS_URL", value_name = "URL")]
     #[arg(hide_env_values = true)]
     access_url: Option<String>,
-    /// UDP address to answer STUN requests on, or `none` [default: port 3478 of the HTTP address]
+    /// UDP address to answer STUN requests on, and on the port behind it, or `none` [default: ports
+    /// 3478 and 3479 of the HTTP address]
     #[arg(long, env = "RELAY_STUN_ADDRESS", value_name = "IP:PORT")]
     #[arg(hide_env_values = true)]
     stun_address: Option<String>,
@@ -80,6 +81,21 @@ pub(crate) struct Args {
         hide_env_values = true
     )]
     api_rate_limit: i64,
+    /// Serve figures for Prometheus, at /metrics of the address below; docs/metrics.md lists them
+    #[arg(long, env = "CODER_PROMETHEUS_ENABLE", hide_env_values = true)]
+    #[arg(num_args = 0..=1, require_equals = true, default_value = "false")]
+    #[arg(default_missing_value = "true", hide_default_value = true)]
+    #[arg(hide_possible_values = true, value_name = "BOOL")]
+    #[arg(value_parser = BoolishValueParser::new())]
+    prometheus_enable: bool,
+    /// Address to serve figures for Prometheus on; whoever reaches it may read them
+    #[arg(
+        long,
+        env = "CODER_PROMETHEUS_ADDRESS",
+        default_value = "127.0.0.1:2112"
+    )]
+    #[arg(value_name = "IP:PORT", hide_env_values = true)]
+    prometheus_address: String,
     #[command(flatten)]
     busy_poll: BusyPollArgs,
     /// TCP/IP stack inside the server's own tunnels: auto, kernel or user
@@ -236,6 +252,10 @@ impl Args {
             stack: self.stack,
             apps: self.apps.choices()?,
             loops: self.loops,
+            prometheus: match self.prometheus_enable {
+                true => Some(address("--prometheus-address", &self.prometheus_address)?),
+                false => None,
+            },
             ..Config::new(http_address, data_dir)
         })
     }
@@ -281,6 +301,9 @@ mod tests {
         assert_eq!(plain.stun, StunAddress::Default);
         assert!(!plain.block_direct && plain.access_url.is_none());
         assert_eq!(plain.api_rate_limit, 512);
+        assert_eq!(plain.prometheus, None);
+        let served = config(&["--prometheus-enable"]).unwrap().prometheus;
+        assert_eq!(served, Some("127.0.0.1:2112".parse().unwrap()));
         assert_eq!(plain.busy_poll, Duration::from_micros(BUSY_POLL));
         assert_eq!(plain.stack, StackChoice::Auto);
         let words = ["--stun-address", "none", "--block-direct-connections"];

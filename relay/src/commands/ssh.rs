@@ -6,6 +6,7 @@ mod terminal;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -13,7 +14,7 @@ use clap::builder::BoolishValueParser;
 use nix::sys::signal::Signal as UnixSignal;
 use relay_forward::event::{Event, Reporter};
 use relay_forward::ssh::{self, Exit, Link, Plan, Signal, Wait};
-use relay_forward::{Error, Options};
+use relay_forward::{Error, Monitor, Options};
 use relay_tunnel::stack::NetHelper;
 use relay_wire::names::{WorkspaceName, normalize_ssh, ssh_host};
 use relay_wire::remote_forward::RemoteForward;
@@ -24,6 +25,7 @@ use super::block_on;
 use super::tunnel::TunnelArgs;
 use crate::cli::{Global, environment, list};
 use crate::output;
+use crate::status::{self, Forwards};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -160,11 +162,13 @@ pub(crate) fn run(args: Args, global: &Global) -> Result<ExitCode> {
     let name = name(&args)?;
     let lost = Lost::default();
     let raw = plan.terminal.is_some() && terminal::is_input();
-    let link = link(&args, name, global, reporter(raw, &lost))?;
+    let monitor = Monitor::default();
+    let link = link(&args, name, global, reporter(raw, &lost), &monitor)?;
     terminal::restore_on_panic();
     let restore = Restore;
     let ended = block_on(async {
         let (console, flushed) = console::open(raw, &lost)?;
+        let _published = publish(monitor);
         let ended = ssh::session(link, plan, console).await;
         flushed.wait().await;
         Ok(ended)
@@ -183,8 +187,11 @@ fn stdio(args: Args, global: &Global) -> Result<ExitCode> {
         "--stdio takes no command: give it to the ssh that runs this one"
     );
     let name = name(&args)?;
-    let link = link(&args, name, global, reporter(false, &Lost::default()))?;
+    let monitor = Monitor::default();
+    let report = reporter(false, &Lost::default());
+    let link = link(&args, name, global, report, &monitor)?;
     let ended = block_on(async {
+        let _published = publish(monitor);
         let signals = console::signals()?;
         Ok(ssh::stdio(link, signals).await?)
     })?;
@@ -240,7 +247,18 @@ fn agent(args: &Args) -> Result<Option<PathBuf>> {
     Ok(Some(socket))
 }
 
-fn link(args: &Args, name: WorkspaceName, global: &Global, report: Reporter) -> Result<Link> {
+/// Shows the session in `relay status`.
+fn publish(monitor: Monitor) -> Option<status::Published> {
+    status::publish("ssh", None, monitor, Arc::new(Forwards::default))
+}
+
+fn link(
+    args: &Args,
+    name: WorkspaceName,
+    global: &Global,
+    report: Reporter,
+    monitor: &Monitor,
+) -> Result<Link> {
     let client = global.client()?;
     // Before any thread exists: the helper is forked.
     let helper = NetHelper::spawn()?;
@@ -253,6 +271,7 @@ fn link(args: &Args, name: WorkspaceName, global: &Global, report: Reporter) -> 
         max_mtu: args.tunnel.max_mtu,
         offloads: args.tunnel.disable_offloads,
         busy_poll: args.tunnel.busy_poll(),
+        monitor: monitor.clone(),
     };
     let wait = if args.no_wait { Wait::No } else { args.wait };
     let usage = Some(args.usage_app.clone()).filter(|app| app != "disable");

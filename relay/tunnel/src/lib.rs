@@ -6,6 +6,7 @@ pub mod derp;
 pub mod dial;
 pub mod endpoint;
 mod error;
+pub mod netcheck;
 pub mod path;
 pub mod plain;
 pub mod stack;

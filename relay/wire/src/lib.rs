@@ -9,6 +9,7 @@
 //! | [`disco`] | path discovery messages |
 //! | [`derp`] | frames and opening of the relay protocol |
 //! | [`derp_map`] | which relays there are, as JSON and protobuf |
+//! | [`speedtest`] | the opening of a speed test |
 //! | [`stun`] | binding requests and responses |
 //! | [`tsmp`] | reachability pings inside the tunnel |
 //! | [`yamux`], [`drpc`], [`proto`] | the control channel: streams, calls, messages |
@@ -33,6 +34,7 @@ pub mod proto;
 pub mod remote_forward;
 pub mod rest;
 pub mod spec;
+pub mod speedtest;
 pub mod stun;
 pub mod terminal;
 pub mod tsmp;

@@ -169,6 +169,20 @@ proptest! {
     }
 
     #[test]
+    fn a_speed_tests_lines_bear_any_bytes(
+        bytes in bytes(),
+        version in 1i64..4,
+        time in any::<i64>(),
+        direction in -1i64..3,
+        error in ".{0,20}",
+    ) {
+        bodies::speedtest(&bytes);
+        let numbers = format!(r#"{{"version":{version},"time":{time},"direction":{direction}}}"#);
+        bodies::speedtest(numbers.as_bytes());
+        bodies::speedtest(&relay_wire::speedtest::answer_line(Some(&error)));
+    }
+
+    #[test]
     fn tsmp_bears_any_bytes(bytes in prop_oneof![tsmp_packet(), bytes()]) {
         bodies::tsmp(&bytes);
     }

@@ -1,6 +1,5 @@
 //! What a session's way looks like, told again and again for editors that show it.
 
-use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,6 +8,8 @@ use relay_tunnel::endpoint::Endpoint;
 use relay_tunnel::path::PathState;
 use tokio::time::Instant;
 use uuid::Uuid;
+
+use crate::tunnel::Regions;
 
 /// The way at one moment.
 #[derive(Clone, Debug, PartialEq)]
@@ -43,12 +44,7 @@ impl fmt::Debug for NetworkWatch {
 }
 
 /// Tells for as long as it is polled.
-pub(super) async fn tell(
-    endpoint: Endpoint,
-    agent: Uuid,
-    regions: HashMap<u16, String>,
-    watch: NetworkWatch,
-) {
+pub(super) async fn tell(endpoint: Endpoint, agent: Uuid, regions: Regions, watch: NetworkWatch) {
     let mut before: Option<(Instant, u64, u64)> = None;
     let mut ticks = tokio::time::interval(watch.interval.max(Duration::from_millis(100)));
     loop {
@@ -69,8 +65,8 @@ pub(super) async fn tell(
             )
         });
         before = Some((now, stats.sent, stats.received));
-        let name = |region: u16| match regions.get(&region) {
-            Some(name) => name.clone(),
+        let name = |region: u16| match regions.get(region) {
+            Some(name) => name.to_owned(),
             None => region.to_string(),
         };
         let node = endpoint.node().borrow().clone();

@@ -130,6 +130,11 @@ impl Coordinator {
         self.peers.contains_key(&id)
     }
 
+    /// How many tunnels are open.
+    pub(crate) fn tunnels(&self) -> usize {
+        self.opened.values().map(HashSet::len).sum()
+    }
+
     /// What is to be told next, in order.
     pub(crate) fn poll_output(&mut self) -> Option<(SeatId, Output)> {
         self.outputs.pop_front()

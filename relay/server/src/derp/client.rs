@@ -76,21 +76,23 @@ impl Client {
         self.queues.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Queues a packet; it is dropped when too much waits already.
-    pub(super) fn packet(&self, source: &NodePublic, packet: &[u8]) {
+    /// Queues a packet; false when too much waits already, and it is dropped.
+    pub(super) fn packet(&self, source: &NodePublic, packet: &[u8]) -> bool {
         let mut queues = self.queues();
         let queue = if disco::is_disco(packet) {
             &mut queues.urgent
         } else {
             &mut queues.bulk
         };
-        if queue.has_room(packet.len()) {
+        let room = queue.has_room(packet.len());
+        if room {
             put_recv_packet(&mut queue.bytes, source, packet);
             queue.packets += 1;
         } else {
             self.dropped.fetch_add(1, Ordering::Relaxed);
             tracing::trace!(client = ?self.key, "a relayed packet was dropped");
         }
+        room
     }
 
     /// Queues a frame of the relay's own.

@@ -15,7 +15,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep};
 
 use super::client::Client;
-use super::{Relay, shrink};
+use super::{Figures, Relay, shrink};
 
 /// Bytes read at once.
 const READ: usize = 64 << 10;
@@ -47,6 +47,8 @@ pub(super) struct Connection<S> {
     last: Option<Arc<Client>>,
     /// Who got packets in this turn and has not been woken.
     touched: Vec<Arc<Client>>,
+    /// What came in this turn.
+    turn: Figures,
     gone: Allowance,
 }
 
@@ -66,6 +68,7 @@ where
             timer: Box::pin(tokio::time::sleep(next_keepalive())),
             last: None,
             touched: Vec::new(),
+            turn: Figures::default(),
             gone: Allowance::new(),
         }
     }
@@ -120,6 +123,10 @@ where
         for client in self.touched.drain(..) {
             client.wake();
         }
+        let turn = std::mem::take(&mut self.turn);
+        if turn.packets > 0 {
+            self.relay.count(&turn);
+        }
         done
     }
 
@@ -142,6 +149,8 @@ where
     }
 
     fn forward(&mut self, destination: NodePublic, packet: &Bytes) {
+        self.turn.packets += 1;
+        self.turn.bytes += packet.len() as u64;
         let known = self
             .last
             .as_ref()
@@ -150,11 +159,15 @@ where
             self.last = self.relay.find(&destination);
             match &self.last {
                 Some(client) => client.add_source(self.client.key),
-                None => return self.not_here(destination, packet),
+                None => {
+                    self.turn.dropped += 1;
+                    return self.not_here(destination, packet);
+                }
             }
         }
         let Some(client) = &self.last else { return };
-        client.packet(&self.client.key, packet);
+        let taken = client.packet(&self.client.key, packet);
+        self.turn.dropped += u64::from(!taken);
         if !self.touched.iter().any(|other| Arc::ptr_eq(other, client)) {
             self.touched.push(Arc::clone(client));
         }

@@ -8,6 +8,7 @@ mod tests;
 mod websocket;
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -39,6 +40,22 @@ pub(crate) struct Relay {
     public: NodePublic,
     /// Connections of a key, oldest first; the newest receives.
     clients: RwLock<HashMap<NodePublic, Vec<Arc<Client>>>>,
+    packets: AtomicU64,
+    bytes: AtomicU64,
+    dropped: AtomicU64,
+}
+
+/// What a relay did so far.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Figures {
+    /// Connections now.
+    pub(crate) clients: usize,
+    /// Packets that came.
+    pub(crate) packets: u64,
+    /// Their bytes.
+    pub(crate) bytes: u64,
+    /// Packets without room, or without a receiver.
+    pub(crate) dropped: u64,
 }
 
 impl Relay {
@@ -48,6 +65,29 @@ impl Relay {
             key,
             public,
             clients: RwLock::default(),
+            packets: AtomicU64::new(0),
+            bytes: AtomicU64::new(0),
+            dropped: AtomicU64::new(0),
+        }
+    }
+
+    /// What it did so far.
+    pub(crate) fn figures(&self) -> Figures {
+        let clients = self.clients.read().unwrap_or_else(PoisonError::into_inner);
+        Figures {
+            clients: clients.values().map(Vec::len).sum(),
+            packets: self.packets.load(Ordering::Relaxed),
+            bytes: self.bytes.load(Ordering::Relaxed),
+            dropped: self.dropped.load(Ordering::Relaxed),
+        }
+    }
+
+    /// Adds what a connection did in one turn.
+    fn count(&self, turn: &Figures) {
+        self.packets.fetch_add(turn.packets, Ordering::Relaxed);
+        self.bytes.fetch_add(turn.bytes, Ordering::Relaxed);
+        if turn.dropped > 0 {
+            self.dropped.fetch_add(turn.dropped, Ordering::Relaxed);
         }
     }
 

@@ -81,8 +81,7 @@ impl Connection {
         options: &Options,
         websocket: bool,
     ) -> Result<Self, OpenError> {
-        let mut target = target(node)?;
-        target.insecure = node.insecure_for_tests;
+        let target = target(node)?;
         let stream = dial::connect_to(&target, &options.tls, DIAL).await?;
         let open = async {
             let mut connection = match websocket {
@@ -196,10 +195,12 @@ impl Connection {
     }
 }
 
-fn target(node: &Node) -> Result<Target, OpenError> {
+/// Where a relay is dialled, and under which name.
+pub(super) fn target(node: &Node) -> Result<Target, OpenError> {
     let url = node.relay_url().ok_or(OpenError::NoAddress)?;
     let mut target = Target::from_url(&url)?;
     target.certificate_name = Some(node.cert_name.clone()).filter(|name| !name.is_empty());
+    target.insecure = node.insecure_for_tests;
     target.addresses = [&node.ipv4, &node.ipv6]
         .into_iter()
         .filter_map(|text| text.parse().ok())

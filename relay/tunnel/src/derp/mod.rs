@@ -10,12 +10,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use relay_wire::derp_map::Region;
+use relay_wire::derp_map::{Node, Region};
 use relay_wire::keys::{NodePrivate, NodePublic};
 use tokio::sync::{mpsc, watch};
 use tokio::task::AbortHandle;
 
-use crate::dial::TlsOptions;
+use crate::dial::{Target, TlsOptions};
 use connection::Connection;
 use queue::Queue;
 
@@ -165,4 +165,9 @@ fn pause(tries: usize, away: Duration) -> Duration {
         return QUICK[tries.min(QUICK.len() - 1)];
     }
     (away / 10).min(LONGEST_WAIT)
+}
+
+/// Where a relay is dialled, and under which name; or why that cannot be.
+pub(crate) fn target(node: &Node) -> Result<Target, String> {
+    connection::target(node).map_err(|error| error.to_string())
 }

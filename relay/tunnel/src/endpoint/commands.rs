@@ -13,7 +13,7 @@ use super::node::PeerNode;
 use super::peers::Gone;
 use super::streams;
 use crate::Error;
-use crate::path::{BASE_MTU, PathState, PeerId, PeerInfo};
+use crate::path::{BASE_MTU, PathState, PeerId, PeerInfo, Survey};
 
 /// TSMP pings that may wait for an answer; older ones are forgotten.
 const MAX_PINGS: usize = 1024;
@@ -43,6 +43,9 @@ pub(super) enum Command {
     Stats {
         peer: PeerId,
         done: oneshot::Sender<Result<PeerStats, Error>>,
+    },
+    Survey {
+        done: oneshot::Sender<Survey>,
     },
     /// The interfaces may have changed.
     Interfaces,
@@ -95,6 +98,9 @@ impl Driver {
             }
             Command::Stats { peer, done } => {
                 let _ = done.send(self.stats(peer).ok_or(Error::UnknownPeer));
+            }
+            Command::Survey { done } => {
+                let _ = done.send(self.paths.survey());
             }
             Command::Interfaces => self.read_interfaces(now),
             Command::StunServers(servers) => {
@@ -196,6 +202,7 @@ impl Driver {
             mtu: slot.mtu,
             rejected: slot.wireguard.rejected(),
             oversize: slot.oversize,
+            rtt: self.paths.rtt(peer),
         })
     }
 }

@@ -351,10 +351,12 @@ impl Driver {
                 path::Event::LocalEndpoints(endpoints) => self.set_endpoints(endpoints),
                 path::Event::Path { peer, state } => {
                     tracing::debug!(%peer, ?state, "path");
-                    self.set_state(peer, state);
-                    self.measure(peer, state, now);
+                    let same_way = self.set_state(peer, state);
                     self.tell(Event::Path { peer, state });
-                    self.path_returned(peer, now);
+                    if !same_way {
+                        self.measure(peer, state, now);
+                        self.path_returned(peer, now);
+                    }
                 }
                 path::Event::Mtu { peer, mtu } => self.set_mtu(peer, mtu, now),
                 path::Event::Pong { tx, rtt, via } => {
@@ -426,7 +428,8 @@ impl Driver {
         }
     }
 
-    pub(super) fn set_state(&mut self, peer: PeerId, state: PathState) {
+    /// Notes how a peer is reached; whether that is the way by which it was reached before.
+    pub(super) fn set_state(&mut self, peer: PeerId, state: PathState) -> bool {
         let mut states = self
             .common
             .states
@@ -435,13 +438,13 @@ impl Driver {
         match states.get(&peer) {
             Some(watch) if state == PathState::None && watch.receiver_count() == 0 => {
                 states.remove(&peer);
+                false
             }
-            Some(watch) => {
-                watch.send_replace(state);
-            }
-            None if state == PathState::None => {}
+            Some(watch) => watch.send_replace(state).is_same_way(state),
+            None if state == PathState::None => false,
             None => {
                 states.insert(peer, watch::channel(state).0);
+                false
             }
         }
     }

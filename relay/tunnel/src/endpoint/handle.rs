@@ -13,13 +13,14 @@ use tokio::sync::{Mutex, mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
+use super::StackChoice;
 use super::commands::Command;
 use super::early::{Early, EarlyData};
 use super::exchange::Exchange;
 use super::node::{LocalNode, PeerNode};
 use crate::Error;
 use crate::datagram::{Datagram, Datagrams, Flow};
-use crate::path::{PathState, PeerId, Via};
+use crate::path::{PathState, PeerId, Survey, Via};
 use crate::stack::{Incoming, Stream, Streams};
 
 /// Commands that may wait for the loop.
@@ -95,6 +96,8 @@ pub struct PeerStats {
     pub rejected: u64,
     /// Datagrams dropped because they were too large for it.
     pub oversize: u64,
+    /// The round trip on its direct path, if it has one.
+    pub rtt: Option<Duration>,
 }
 
 impl Endpoint {
@@ -276,10 +279,30 @@ impl Endpoint {
         state.subscribe()
     }
 
+    /// How each peer is reached that has a way, and each that somebody watches.
+    pub fn path_states(&self) -> Vec<PathState> {
+        let states = &self.inner.parts.states;
+        let states = states.lock().unwrap_or_else(PoisonError::into_inner);
+        states.values().map(|state| *state.borrow()).collect()
+    }
+
     /// What is known about a peer.
     pub async fn stats(&self, peer: PeerId) -> Result<PeerStats, Error> {
         let home = self.home_of(peer);
         self.ask(home, |done| Command::Stats { peer, done }).await?
+    }
+
+    /// The TCP/IP stack in use.
+    pub fn stack(&self) -> StackChoice {
+        match self.inner.parts.loops[FIRST].stack {
+            Streams::Kernel(_) => StackChoice::Kernel,
+            Streams::User(_) => StackChoice::User,
+        }
+    }
+
+    /// What is known about this end's own network; of several loops, what the first knows.
+    pub async fn survey(&self) -> Result<Survey, Error> {
+        self.ask(FIRST, |done| Command::Survey { done }).await
     }
 
     /// Tells the endpoint that the machine's network changed: paths are looked for again.

@@ -68,6 +68,16 @@ impl std::str::FromStr for StackChoice {
     }
 }
 
+impl std::fmt::Display for StackChoice {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            StackChoice::Auto => "auto",
+            StackChoice::Kernel => "kernel",
+            StackChoice::User => "user",
+        })
+    }
+}
+
 /// What an endpoint is made of.
 #[derive(Debug, Clone)]
 pub struct EndpointConfig {
@@ -123,6 +133,11 @@ impl EndpointConfig {
             busy_poll: Duration::ZERO,
         }
     }
+}
+
+/// The addresses of a map's STUN servers.
+pub(crate) async fn stun_servers(map: &relay_wire::derp_map::DerpMap) -> Vec<std::net::SocketAddr> {
+    relays::find_stun_servers(map).await
 }
 
 /// Something about the tunnel that a person may want to know.

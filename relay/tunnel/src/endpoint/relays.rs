@@ -302,21 +302,31 @@ impl Connections {
 
     /// Hosts and ports of the map's STUN servers.
     pub(super) fn stun_servers(&self) -> Vec<(String, u16)> {
-        let nodes = self.map.regions.values().flat_map(|region| &region.nodes);
-        nodes
-            .filter_map(|node| {
-                let port = node.stun()?;
-                let host = if !node.stun_test_ip.is_empty() {
-                    &node.stun_test_ip
-                } else if node.ipv4.parse::<std::net::IpAddr>().is_ok() {
-                    &node.ipv4
-                } else {
-                    &node.host_name
-                };
-                Some((host.clone(), port))
-            })
-            .collect()
+        stun_servers(&self.map)
     }
+}
+
+/// Hosts and ports of a map's STUN servers.
+fn stun_servers(map: &DerpMap) -> Vec<(String, u16)> {
+    let nodes = map.regions.values().flat_map(|region| &region.nodes);
+    nodes
+        .filter_map(|node| {
+            let port = node.stun()?;
+            let host = if !node.stun_test_ip.is_empty() {
+                &node.stun_test_ip
+            } else if node.ipv4.parse::<std::net::IpAddr>().is_ok() {
+                &node.ipv4
+            } else {
+                &node.host_name
+            };
+            Some((host.clone(), port))
+        })
+        .collect()
+}
+
+/// The addresses of a map's STUN servers.
+pub(super) async fn find_stun_servers(map: &DerpMap) -> Vec<SocketAddr> {
+    look_up(stun_servers(map)).await
 }
 
 /// The addresses of STUN servers.

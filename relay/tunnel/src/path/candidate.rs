@@ -23,6 +23,10 @@ pub(super) struct Candidate {
     pub(super) noted: Option<Instant>,
     pub(super) last_ping: Option<Instant>,
     pub(super) last_pong: Option<Instant>,
+    /// Last time a packet smaller than the tunnel's was answered.
+    pub(super) last_small: Option<Instant>,
+    /// Last time a ping of the peer came from it.
+    pub(super) last_asked: Option<Instant>,
     pub(super) rtt: Duration,
     /// Inner MTU proven here.
     pub(super) mtu: u16,
@@ -40,6 +44,8 @@ impl Candidate {
             noted: None,
             last_ping: None,
             last_pong: None,
+            last_small: None,
+            last_asked: None,
             rtt: Duration::from_secs(5),
             mtu: BASE_MTU,
             proven: None,
@@ -103,7 +109,7 @@ impl Candidate {
     }
 }
 
-fn is_private(ip: IpAddr) -> bool {
+pub(super) fn is_private(ip: IpAddr) -> bool {
     match ip {
         IpAddr::V4(v4) => v4.is_private() || v4.is_link_local(),
         IpAddr::V6(v6) => v6.is_unique_local(),

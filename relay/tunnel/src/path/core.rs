@@ -10,6 +10,7 @@ use relay_wire::keys::{DiscoPublic, SharedBox};
 
 use super::local::Local;
 use super::mtu::ping_size;
+use super::survey::{Nat, Stun};
 use super::{Destination, Event, PathConfig, PeerId, Transmit};
 
 /// How long an answer to a ping is waited for.
@@ -22,6 +23,8 @@ pub(super) enum Purpose {
     Path,
     /// To prove that packets of an inner MTU pass.
     Mtu(u16),
+    /// To see whether packets pass that are too small for the tunnel.
+    Small,
     /// Somebody asked by `relay ping`.
     Asked,
 }
@@ -64,6 +67,11 @@ impl Core {
         }
     }
 
+    /// What STUN servers tell about the network of this end.
+    pub(super) fn verdict(&self) -> (Stun, Nat) {
+        (self.local.stun(), self.local.nat())
+    }
+
     pub(super) fn wake_at(&mut self, at: Instant) {
         self.wake = Some(self.wake.map_or(at, |wake| wake.min(at)));
     }
@@ -93,6 +101,7 @@ impl Core {
         let size = match purpose {
             Purpose::Mtu(mtu) => ping_size(mtu),
             Purpose::Path | Purpose::Asked => PayloadSize::PADDED,
+            Purpose::Small => PayloadSize::V0,
         };
         let message = Message::Ping {
             tx,

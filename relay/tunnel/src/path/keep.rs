@@ -80,7 +80,7 @@ impl Peer {
                     candidate.mtu = BASE_MTU;
                     candidate.proven = None;
                 }
-                self.tell(core);
+                self.tell(core, now);
             } else {
                 best.large_unanswered += 1;
                 self.ping(core, addr, Purpose::Mtu(mtu), now);
@@ -95,6 +95,9 @@ impl Peer {
         if let Some(candidate) = self.candidate(best.addr, now) {
             candidate.last_pong = None;
             candidate.settle = None;
+        }
+        for candidate in &mut self.candidates {
+            candidate.last_asked = None;
         }
         let next = self
             .candidates
@@ -112,7 +115,7 @@ impl Peer {
             }
         }
         self.look_soon(core, now);
-        self.tell(core);
+        self.tell(core, now);
     }
 
     /// Sending to `addr` failed.
@@ -141,7 +144,7 @@ impl Peer {
                 best.large_unanswered = 0;
                 best.small_answered = 0;
             }
-            Purpose::Mtu(_) => {}
+            Purpose::Mtu(_) | Purpose::Small => {}
             Purpose::Path | Purpose::Asked => best.small_answered += 1,
         }
         best.trusted_until = now + TRUST;
@@ -207,7 +210,7 @@ impl Peer {
                 candidate.settle = None;
             }
             self.choose(addr, core, now);
-            self.tell(core);
+            self.tell(core, now);
         }
     }
 
@@ -232,6 +235,7 @@ impl Peer {
         });
         self.next_round = now + COMPARE;
         self.rounds = 0;
+        self.tried = false;
         core.wake_at(now);
     }
 

@@ -9,6 +9,7 @@ use rand::rngs::StdRng;
 use relay_wire::stun;
 
 use super::candidate::{is_usable, plain};
+use super::survey::{Nat, Stun, StunServer};
 use super::{Destination, Transmit};
 
 /// Pause before a request that got no answer is repeated.
@@ -23,9 +24,25 @@ struct Server {
     tries: u32,
     /// When this round's next request is due.
     retry: Option<Instant>,
+    /// When this round's last request went out.
+    sent: Option<Instant>,
     mapped: Option<SocketAddr>,
+    /// How long the last answer took.
+    rtt: Option<Duration>,
     /// Whether the last complete round got no answer.
     silent: bool,
+}
+
+impl Server {
+    fn state(&self) -> Stun {
+        match (self.mapped, self.silent) {
+            (Some(_), _) => Stun::Answers,
+            (None, true) => Stun::Silent,
+            // An answer that names an address nobody can use is one all the same.
+            (None, false) if self.rtt.is_some() => Stun::Answers,
+            (None, false) => Stun::Asked,
+        }
+    }
 }
 
 /// Our addresses and the STUN rounds that find them.
@@ -56,7 +73,9 @@ impl Local {
                 transaction: None,
                 tries: 0,
                 retry: Some(now),
+                sent: None,
                 mapped: None,
+                rtt: None,
                 silent: false,
             });
         }
@@ -90,13 +109,55 @@ impl Local {
         offered
     }
 
-    /// Whether STUN servers are known and none of them answers.
-    pub(super) fn is_blocked(&self) -> bool {
-        !self.servers.is_empty() && self.servers.iter().all(|server| server.silent)
+    /// What STUN servers say, all in all.
+    pub(super) fn stun(&self) -> Stun {
+        let mut states = self.servers.iter().map(Server::state).peekable();
+        match states.peek() {
+            None => Stun::Unknown,
+            Some(_) => states.min().unwrap_or(Stun::Unknown),
+        }
+    }
+
+    /// Each server, and what it said last.
+    pub(super) fn servers(&self) -> impl Iterator<Item = StunServer> {
+        self.servers.iter().map(|server| StunServer {
+            address: server.addr,
+            state: server.state(),
+            mapped: server.mapped,
+            rtt: server.rtt,
+        })
+    }
+
+    /// How this machine's NAT names one socket towards several servers. A server that is on this side of
+    /// the NAT, and sees an address of ours, says nothing about it.
+    pub(super) fn nat(&self) -> Nat {
+        let mapped: Vec<SocketAddr> = self
+            .servers
+            .iter()
+            .filter_map(|server| server.mapped)
+            .collect();
+        let behind = || mapped.iter().filter(|addr| !self.owns(addr.ip()));
+        let of_family = |v4: bool| behind().filter(move |addr| addr.is_ipv4() == v4);
+        let varies = |v4| {
+            let mut all = of_family(v4);
+            let first = all.next();
+            all.any(|addr| Some(addr) != first)
+        };
+        if varies(true) || varies(false) {
+            Nat::EndpointDependent
+        } else if of_family(true).count() > 1 || of_family(false).count() > 1 {
+            Nat::EndpointIndependent
+        } else if behind().next().is_some() {
+            Nat::Present
+        } else if mapped.is_empty() {
+            Nat::Unknown
+        } else {
+            Nat::None
+        }
     }
 
     /// Takes a STUN message; true when our addresses have changed.
-    pub(super) fn handle(&mut self, packet: &[u8]) -> bool {
+    pub(super) fn handle(&mut self, packet: &[u8], now: Instant) -> bool {
         let Ok((transaction, mapped)) = stun::parse_response(packet) else {
             return false;
         };
@@ -111,6 +172,7 @@ impl Local {
         server.retry = None;
         server.tries = 0;
         server.silent = false;
+        server.rtt = server.sent.map(|sent| now.saturating_duration_since(sent));
         let mapped = Some(plain(mapped)).filter(|addr| is_usable(*addr));
         let changed = server.mapped != mapped;
         server.mapped = mapped;
@@ -141,12 +203,14 @@ impl Local {
             if server.tries == TRIES {
                 server.retry = None;
                 server.silent = true;
+                server.rtt = None;
                 changed |= server.mapped.take().is_some();
                 continue;
             }
             let transaction = *server.transaction.get_or_insert_with(|| rng.random());
             server.tries += 1;
             server.retry = Some(now + RETRY);
+            server.sent = Some(now);
             out.push_back(Transmit {
                 to: Destination::Udp(server.addr),
                 payload: stun::request(transaction),

@@ -12,6 +12,7 @@ use relay_wire::stun;
 use super::candidate::plain;
 use super::core::{Core, Purpose};
 use super::peer::{Origin, Peer};
+use super::survey::{Nat, Stun, Survey};
 use super::{Event, PathConfig, PeerId, PeerInfo, Route, Transmit, Via};
 
 /// The paths to all peers of one endpoint.
@@ -100,10 +101,12 @@ impl Paths {
         if !stun::is_stun(datagram) {
             return false;
         }
-        if self.core.local.handle(datagram) {
+        let before = self.core.verdict();
+        if self.core.local.handle(datagram, now) {
             self.tell_endpoints();
             self.core.wake_at(now);
         }
+        self.tell_reasons(before, now);
         true
     }
 
@@ -127,6 +130,15 @@ impl Paths {
         true
     }
 
+    /// What STUN servers say is a reason of every peer without a direct path.
+    fn tell_reasons(&mut self, before: (Stun, Nat), now: Instant) {
+        if self.core.verdict() != before {
+            for peer in self.peers.values_mut() {
+                peer.tell(&mut self.core, now);
+            }
+        }
+    }
+
     fn take(&mut self, origin: Origin, packet: &[u8], now: Instant) -> Option<()> {
         let id = *self.by_disco.get(&disco::sender(packet)?)?;
         let peer = self.peers.get_mut(&id)?;
@@ -141,7 +153,8 @@ impl Paths {
         match message {
             Message::Ping { tx, node_key } => {
                 if node_key.is_none_or(|key| key == peer.info.node) {
-                    peer.take_ping(tx, origin, &mut self.core, now);
+                    let padded = packet.len() >= disco::OVERHEAD + disco::PADDED_LEN;
+                    peer.take_ping(tx, origin, padded, &mut self.core, now);
                 }
             }
             Message::Pong { tx, .. } => {
@@ -172,6 +185,17 @@ impl Paths {
     pub fn rtt(&self, id: PeerId) -> Option<Duration> {
         let best = self.peers.get(&id)?.best_candidate()?;
         Some(best.rtt)
+    }
+
+    /// What this end knows about its own network.
+    pub fn survey(&self) -> Survey {
+        let local = &self.core.local;
+        Survey {
+            endpoints: local.endpoints(),
+            stun: local.stun(),
+            servers: local.servers().collect(),
+            nat: local.nat(),
+        }
     }
 
     /// How the next burst for a peer is sent; this makes the peer active.
@@ -257,6 +281,7 @@ impl Paths {
             active |= peer.is_active(now);
         }
         if self.core.config.direct {
+            let before = self.core.verdict();
             let Core {
                 local, rng, out, ..
             } = &mut self.core;
@@ -264,6 +289,7 @@ impl Paths {
                 self.tell_endpoints();
                 self.core.wake_at(now);
             }
+            self.tell_reasons(before, now);
         }
         // What was woken meanwhile stays; the rest is counted anew.
         let peers = self

@@ -9,12 +9,13 @@ mod local;
 mod machine;
 mod mtu;
 mod peer;
+mod reason;
 #[cfg(test)]
 mod simulation;
+mod survey;
 #[cfg(test)]
 mod tests;
 
-use std::fmt;
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -24,6 +25,8 @@ use uuid::Uuid;
 
 pub use interfaces::interfaces;
 pub use machine::Paths;
+pub use reason::{Reason, Side};
+pub use survey::{Nat, Stun, StunServer, Survey};
 
 /// Names a peer for as long as it lives; what coordination calls it.
 pub type PeerId = Uuid;
@@ -100,30 +103,6 @@ pub enum Via {
     Relay(u16),
 }
 
-/// Why a peer is not reached directly.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Reason {
-    /// Direct paths are switched off, here or by the deployment.
-    DirectOff,
-    /// The peer told no address, or has no disco key.
-    NoEndpoints,
-    /// The addresses are still being tried.
-    NoAnswer,
-    /// No STUN server answers either: UDP does not leave this network.
-    UdpBlocked,
-}
-
-impl fmt::Display for Reason {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Reason::DirectOff => "direct connections are off",
-            Reason::NoEndpoints => "the peer offers no address",
-            Reason::NoAnswer => "no answer from the peer's addresses yet",
-            Reason::UdpBlocked => "UDP seems to be blocked",
-        })
-    }
-}
-
 /// How a peer is reached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PathState {
@@ -133,6 +112,16 @@ pub enum PathState {
     Relayed(u16, Reason),
     /// Not at all: no address and no relay.
     None,
+}
+
+impl PathState {
+    /// Whether packets go where they went before, for whatever reason.
+    pub fn is_same_way(self, other: PathState) -> bool {
+        match (self, other) {
+            (PathState::Relayed(one, _), PathState::Relayed(other, _)) => one == other,
+            _ => self == other,
+        }
+    }
 }
 
 /// What the endpoint has to know.

@@ -9,9 +9,8 @@ use relay_wire::keys::SharedBox;
 
 use super::candidate::{Candidate, is_usable, plain};
 use super::core::{Core, InFlight, Purpose};
-use super::{
-    BASE_MTU, Destination, Event, FEATURE_MTU_PROOF, PathState, PeerId, PeerInfo, Reason, Route,
-};
+use super::reason;
+use super::{BASE_MTU, Destination, Event, FEATURE_MTU_PROOF, PathState, PeerId, PeerInfo, Route};
 
 /// How long an answered address is used alone.
 pub(super) const TRUST: Duration = Duration::from_millis(6500);
@@ -32,6 +31,8 @@ pub(super) const COMPARE: Duration = Duration::from_secs(60);
 const FAST: Duration = Duration::from_millis(5);
 /// A path that is sent to and not heard from for so long is asked.
 pub(super) const ASK_AFTER: Duration = Duration::from_millis(200);
+/// Rounds after which an address that did not answer counts as tried.
+const FULL_ROUNDS: usize = 3;
 /// Most addresses remembered of one peer.
 const MAX_CANDIDATES: usize = 64;
 /// Pings remembered in order not to answer one twice.
@@ -74,6 +75,10 @@ pub(super) struct Peer {
     seen: VecDeque<TxId>,
     told: Option<PathState>,
     pub(super) told_mtu: u16,
+    /// All addresses had their rounds since the last direct path, and none answered.
+    pub(super) tried: bool,
+    /// The peer's NAT names one socket of it by several addresses.
+    pub(super) varies: bool,
 }
 
 impl Peer {
@@ -92,6 +97,8 @@ impl Peer {
             seen: VecDeque::new(),
             told: None,
             told_mtu: BASE_MTU,
+            tried: false,
+            varies: false,
         }
     }
 
@@ -112,11 +119,12 @@ impl Peer {
                 candidate.listed = true;
             }
         }
+        self.varies = reason::varies(&info.endpoints);
         self.info = info;
         if news && !self.is_trusted(now) {
             self.look_soon(core, now);
         }
-        self.tell(core);
+        self.tell(core, now);
     }
 
     pub(super) fn candidate(&mut self, addr: SocketAddr, now: Instant) -> Option<&mut Candidate> {
@@ -319,17 +327,21 @@ impl Peer {
         let best = self.best.as_ref().map(|best| best.addr);
         self.candidates
             .retain(|c| Some(c.addr) == best || !c.is_stale(now));
-        self.ping_all(core, now);
+        self.ping_all(core, Purpose::Path, now);
+        if self.best.is_none() && self.rounds >= FULL_ROUNDS {
+            self.tried = true;
+            self.ping_all(core, Purpose::Small, now);
+        }
         self.call(core);
-        self.tell(core);
+        self.tell(core, now);
     }
 
-    fn ping_all(&mut self, core: &mut Core, now: Instant) {
+    fn ping_all(&mut self, core: &mut Core, purpose: Purpose, now: Instant) {
         let near = self.may_be_here(core);
         let all: Vec<SocketAddr> = self.candidates.iter().map(|c| c.addr).collect();
         for addr in all {
             if near || !addr.ip().is_loopback() {
-                self.ping(core, addr, Purpose::Path, now);
+                self.ping(core, addr, purpose, now);
             }
         }
     }
@@ -369,7 +381,16 @@ impl Peer {
     }
 
     /// A ping of the peer: answered where it came from.
-    pub(super) fn take_ping(&mut self, tx: TxId, from: Origin, core: &mut Core, now: Instant) {
+    ///
+    /// The answer to a ping that is not padded is not padded either: it may be all that passes.
+    pub(super) fn take_ping(
+        &mut self,
+        tx: TxId,
+        from: Origin,
+        padded: bool,
+        core: &mut Core,
+        now: Instant,
+    ) {
         if self.seen.contains(&tx) {
             return;
         }
@@ -385,17 +406,17 @@ impl Peer {
                 (Destination::Relay(region, self.info.node), source)
             }
         };
-        core.send(
-            to,
-            &Message::Pong { tx, source },
-            PayloadSize::PADDED,
-            shared,
-        );
+        let size = match padded {
+            true => PayloadSize::PADDED,
+            false => PayloadSize::V0,
+        };
+        core.send(to, &Message::Pong { tx, source }, size, shared);
         let Origin::Udp(from) = from else { return };
         let Some(candidate) = self.candidate(from, now) else {
             return;
         };
         candidate.noted = Some(now);
+        candidate.last_asked = Some(now);
         // The peer reaches us from there, so our ping may now reach it, through its NAT as well.
         let known = candidate.answered_within(now, HEARTBEAT);
         let asked = candidate.pinged_within(now, Duration::from_millis(20));
@@ -416,8 +437,9 @@ impl Peer {
                 candidate.noted = Some(now);
             }
         }
-        self.ping_all(core, now);
-        self.tell(core);
+        self.varies = reason::varies(endpoints);
+        self.ping_all(core, Purpose::Path, now);
+        self.tell(core, now);
     }
 
     /// A ping of ours was answered.
@@ -429,6 +451,10 @@ impl Peer {
         let Some(candidate) = self.candidate(addr, now) else {
             return;
         };
+        if ping.purpose == Purpose::Small {
+            candidate.last_small = Some(now);
+            return self.tell(core, now);
+        }
         candidate.pong(now, rtt);
         if let Purpose::Mtu(mtu) = ping.purpose
             && mtu >= candidate.mtu
@@ -438,7 +464,7 @@ impl Peer {
         }
         self.confirm(addr, ping, core, now);
         self.choose(addr, core, now);
-        self.tell(core);
+        self.tell(core, now);
     }
 
     /// How a ping on demand goes: the way that packets go.
@@ -452,19 +478,10 @@ impl Peer {
     }
 
     /// Tells what has changed; the size comes before the path that needs it.
-    pub(super) fn tell(&mut self, core: &mut Core) {
-        let reason = if !core.config.direct {
-            Reason::DirectOff
-        } else if self.shared.is_none() || self.candidates.is_empty() {
-            Reason::NoEndpoints
-        } else if core.local.is_blocked() {
-            Reason::UdpBlocked
-        } else {
-            Reason::NoAnswer
-        };
+    pub(super) fn tell(&mut self, core: &mut Core, now: Instant) {
         let state = match (&self.best, self.info.home) {
             (Some(best), _) => PathState::Direct(best.addr),
-            (None, Some(home)) => PathState::Relayed(home, reason),
+            (None, Some(home)) => PathState::Relayed(home, self.reason(core, now)),
             (None, None) => PathState::None,
         };
         let mtu = match state {

@@ -11,6 +11,8 @@ use super::*;
 
 /// The simulated STUN server.
 pub(super) const STUN: &str = "198.51.100.1:3478";
+/// Another one.
+pub(super) const STUN_TOO: &str = "198.51.100.1:3479";
 pub(super) const REGION: u16 = 999;
 pub(super) const RELAY_DELAY: Duration = Duration::from_millis(20);
 pub(super) const DELAY: Duration = Duration::from_millis(5);
@@ -22,10 +24,23 @@ pub(super) struct End {
     pub(super) addr: SocketAddr,
     /// The address the outside sees, when there is a NAT; it lets in only whom we sent to.
     pub(super) nat: Option<SocketAddr>,
+    /// The NAT gives each destination another port.
+    pub(super) varies: bool,
     opened: HashSet<SocketAddr>,
     pub(super) events: Vec<(Duration, Event)>,
     /// When data arrived from the other end, and whether by relay.
     pub(super) data: VecDeque<(Duration, bool)>,
+}
+
+impl End {
+    /// The address by which somebody outside sees this end.
+    fn seen_by(&self, other: SocketAddr) -> SocketAddr {
+        let mut seen = self.nat.unwrap_or(self.addr);
+        if self.varies {
+            seen.set_port(seen.port().wrapping_add(other.port()));
+        }
+        seen
+    }
 }
 
 struct Packet {
@@ -89,6 +104,7 @@ impl World {
                 info,
                 addr: addrs[n].parse().unwrap(),
                 nat: nats[n].map(|addr| addr.parse().unwrap()),
+                varies: false,
                 opened: HashSet::new(),
                 events: Vec::new(),
                 data: VecDeque::new(),
@@ -128,8 +144,8 @@ impl World {
         for end in &mut self.ends {
             end.paths.set_local_endpoints(&[end.addr]);
             if stun {
-                end.paths
-                    .set_stun_servers(&[STUN.parse().unwrap()], self.now);
+                let servers = [STUN, STUN_TOO].map(|addr| addr.parse().unwrap());
+                end.paths.set_stun_servers(&servers, self.now);
             }
         }
     }
@@ -183,8 +199,8 @@ impl World {
             return;
         }
         self.ends[n].opened.insert(to);
-        let seen_as = self.ends[n].nat.unwrap_or(self.ends[n].addr);
-        if to == STUN.parse().unwrap() {
+        let seen_as = self.ends[n].seen_by(to);
+        if [STUN, STUN_TOO].contains(&to.to_string().as_str()) {
             if !self.stun_down {
                 let tx = stun::parse_request(&transmit.payload).unwrap();
                 let payload = stun::response(tx, seen_as);
@@ -199,7 +215,7 @@ impl World {
             return;
         }
         let target = &self.ends[other];
-        let reached = target.nat.unwrap_or(target.addr) == to;
+        let reached = target.seen_by(seen_as) == to;
         self.dice = self
             .dice
             .wrapping_mul(1_664_525)

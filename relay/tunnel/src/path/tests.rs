@@ -61,13 +61,13 @@ fn cut_path_is_left_for_the_relay_within_a_second() {
     let mut world = direct();
     let cut = world.elapsed();
     world.cut = [true, true];
-    world.stream(ms(3000));
+    world.stream(ms(4000));
     for n in [0, 1] {
         let gap = world.longest_gap(n, cut);
         assert!(gap < ms(900), "end {n} waited {gap:?}");
         assert!(matches!(
             world.state(n),
-            Some(PathState::Relayed(REGION, Reason::NoAnswer))
+            Some(PathState::Relayed(REGION, Reason::NoStun))
         ));
     }
 }
@@ -393,4 +393,91 @@ fn node_known_under_two_ids_answers_until_both_are_gone() {
     let since = world.elapsed();
     world.stream(ms(10_000));
     assert!(world.is_direct(1) && world.longest_gap(1, since) < ms(50));
+}
+
+fn reason(world: &World, n: usize) -> Option<Reason> {
+    match world.state(n) {
+        Some(PathState::Relayed(_, reason)) => Some(reason),
+        _ => None,
+    }
+}
+
+/// Two ends behind NATs that know each other's addresses.
+fn behind_nats(change: impl FnOnce(&mut World)) -> World {
+    let nats = [Some("198.51.100.10:1000"), Some("198.51.100.20:2000")];
+    let mut world = World::new(true, ["10.0.0.1:1", "10.0.1.2:2"], nats);
+    change(&mut world);
+    world.start_local(true);
+    // The servers' answers come first.
+    world.run(ms(100), |_| {});
+    world.introduce(true, 0);
+    world.stream(ms(8000));
+    world
+}
+
+#[test]
+fn addresses_are_being_tried_until_they_had_their_time() {
+    let mut world = World::new(true, [A, B], [None, None]);
+    world.cut = [true, true];
+    world.start_local(false);
+    world.introduce(true, 0);
+    world.stream(ms(1000));
+    assert_eq!(reason(&world, 0), Some(Reason::Trying));
+    world.stream(ms(7000));
+    assert_eq!(reason(&world, 0), Some(Reason::NoStun));
+}
+
+#[test]
+fn blocked_udp_is_told_from_a_firewall_between_the_two() {
+    let world = behind_nats(|world| world.cut = [true, true]);
+    assert_eq!(reason(&world, 0), Some(Reason::NoAnswer));
+    let mut world = behind_nats(|world| {
+        world.cut = [true, true];
+        world.stun_down = true;
+    });
+    assert_eq!(reason(&world, 0), Some(Reason::UdpBlocked));
+    assert_eq!(world.ends[0].paths.survey().stun, Stun::Silent);
+    world.stun_down = false;
+    world.stream(ms(30_000));
+    assert_eq!(reason(&world, 0), Some(Reason::NoAnswer));
+    world.cut = [false, false];
+    world.stream(ms(6000));
+    assert!(world.is_direct(0) && world.is_direct(1));
+    assert_eq!(reason(&world, 0), None);
+}
+
+#[test]
+fn a_nat_that_varies_is_named_with_its_side() {
+    let world = behind_nats(|world| world.ends[0].varies = true);
+    assert_eq!(reason(&world, 0), Some(Reason::Nat(Side::Here)));
+    assert_eq!(reason(&world, 1), Some(Reason::Nat(Side::There)));
+    assert_eq!(world.ends[0].paths.survey().nat, Nat::EndpointDependent);
+    assert_eq!(world.ends[1].paths.survey().nat, Nat::EndpointIndependent);
+    let world = behind_nats(|world| world.ends.iter_mut().for_each(|end| end.varies = true));
+    assert_eq!(reason(&world, 0), Some(Reason::Nat(Side::Both)));
+}
+
+#[test]
+fn an_end_without_a_nat_is_seen_as_it_is() {
+    let mut world = World::new(true, [A, B], [None, None]);
+    world.start_local(true);
+    assert_eq!(world.ends[0].paths.survey().stun, Stun::Asked);
+    world.run(ms(100), |_| {});
+    let survey = world.ends[0].paths.survey();
+    assert_eq!((survey.nat, survey.stun), (Nat::None, Stun::Answers));
+    assert_eq!(survey.servers.len(), 2);
+    assert!(survey.servers.iter().all(|server| server.rtt.is_some()));
+}
+
+#[test]
+fn a_path_for_small_packets_alone_is_no_path_and_is_named() {
+    let world = behind_nats(|world| world.limit = 1300);
+    assert_eq!(reason(&world, 0), Some(Reason::Mtu));
+    assert_eq!(reason(&world, 1), Some(Reason::Mtu));
+}
+
+#[test]
+fn packets_that_come_in_but_are_not_answered_are_named() {
+    let world = behind_nats(|world| world.cut = [true, false]);
+    assert_eq!(reason(&world, 0), Some(Reason::OneWay));
 }

@@ -127,6 +127,14 @@ impl UdpSocket {
         self.port
     }
 
+    /// The offloads in use.
+    pub fn offloads(&self) -> UdpOffloads {
+        UdpOffloads {
+            segmentation: self.segmentation,
+            coalescing: self.coalescing,
+        }
+    }
+
     /// Whether IPv6 addresses can be reached too.
     pub fn is_dual_stack(&self) -> bool {
         self.dual

@@ -10,7 +10,7 @@ use relay_wire::keys::{DiscoPrivate, DiscoPublic, NodePrivate, NodePublic};
 use relay_wire::names::{self, WorkspaceName};
 use relay_wire::proto::tailnet;
 use relay_wire::remote_forward::RemoteForward;
-use relay_wire::{addr, derp, derp_map, disco, drpc, spec, stun, tsmp, wg, yamux};
+use relay_wire::{addr, derp, derp_map, disco, drpc, spec, speedtest, stun, tsmp, wg, yamux};
 
 /// Cuts `bytes` into pieces whose lengths come from `cuts`, over and over.
 fn pieces<'a>(cuts: &'a [u8], mut bytes: &'a [u8]) -> impl Iterator<Item = &'a [u8]> {
@@ -101,6 +101,19 @@ pub fn stun(bytes: &[u8]) {
             stun::parse_response(&stun::response(tx, address)),
             Ok((tx, address))
         );
+    }
+}
+
+/// The opening of speed tests: what was read is written in a form that reads the same.
+pub fn speedtest(bytes: &[u8]) {
+    if let Ok(request) = speedtest::Request::parse(bytes) {
+        assert_eq!(speedtest::Request::parse(&request.line()), Ok(request));
+    }
+    if let Ok(answer) = speedtest::parse_answer(bytes) {
+        let line = speedtest::answer_line(answer.as_ref().err().map(String::as_str));
+        if line.len() <= speedtest::MAX_LINE {
+            assert_eq!(speedtest::parse_answer(&line), Ok(answer));
+        }
     }
 }
 
