@@ -51,8 +51,6 @@ pub(crate) fn user_stack() -> Result<()> {
     let binary = build(false)?;
     let words = ["--no-fail-fast", "--test", "endpoint", "--test", "relayed"];
     let mut test = run::cargo(&["test", "--workspace"]);
-    // Memory is the whole process's, and the buffers of the other tests lie in it.
-    let words = [&words[..], &["--", "--skip", "memory_is_given_back"]].concat();
     test.args(words)
         .env("RELAY_BIN", binary)
         .env("RELAY_STACK", "user")

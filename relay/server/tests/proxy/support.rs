@@ -100,6 +100,7 @@ impl Site {
             chosen => chosen,
         };
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+        let is_plain = tls.is_none();
         let config = Config {
             stun: StunAddress::Off,
             access_url: Some(Url::parse(&format!("https://{DASHBOARD}")).unwrap()),
@@ -134,7 +135,7 @@ impl Site {
             .await
             .unwrap();
         let [alice, bob, admin] = sessions.try_into().unwrap();
-        Self {
+        let site = Self {
             server,
             dialer,
             workspace,
@@ -142,7 +143,18 @@ impl Site {
             bob,
             admin,
             data,
+        };
+        if is_plain {
+            site.notice().await;
         }
+        site
+    }
+
+    /// Has the server notice now what was changed in the store without it, as it does after every
+    /// request that may change something; rights that it gives from then on stay good.
+    async fn notice(&self) {
+        let request = request("POST", DASHBOARD, "/notice", &[]);
+        assert_ne!(self.send(request).await.status, 200);
     }
 
     pub(crate) async fn share(&self, port: u16, level: ShareLevel) {
@@ -154,6 +166,7 @@ impl Site {
         };
         let store = self.server.store();
         store.put_share(self.workspace.id, &share).await.unwrap();
+        self.notice().await;
     }
 
     pub(crate) async fn cors(&self, behavior: CorsBehavior) {
@@ -163,6 +176,7 @@ impl Site {
             .set_template(template.id, None, Some(behavior))
             .await
             .unwrap();
+        self.notice().await;
     }
 
     pub(crate) async fn connect(&self) -> TcpStream {

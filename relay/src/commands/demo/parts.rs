@@ -65,6 +65,10 @@ impl Stage {
             }
         }
         command.env("CODER_CONFIG_DIR", self.0.data.with_file_name("config"));
+        if let Some(folder) = self.0.data.parent() {
+            // Where the forward tells `relay status` of itself.
+            command.env("XDG_RUNTIME_DIR", folder);
+        }
         command
     }
 
