@@ -60,7 +60,9 @@ pub(crate) fn user_stack() -> Result<()> {
 
 /// Builds the binary and says where it is.
 fn build(dev: bool) -> Result<PathBuf> {
-    let mut build = run::cargo(&["build", "-p", "relay"]);
+    // Chosen as `cargo run` chooses: with other packages selected, dependencies would have other
+    // features, and everything would be built twice.
+    let mut build = run::cargo(&["build", "--bin", "relay"]);
     if !dev {
         build.arg("--release");
     }
