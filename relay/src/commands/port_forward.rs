@@ -67,7 +67,8 @@ pub(crate) struct Args {
     /// Forward whatever listens in the workspace, on the same ports, as it comes and goes
     #[arg(long)]
     auto: bool,
-    /// The other direction: `REMOTE_PORT[:[LOCAL_HOST:]LOCAL_PORT]`, or `/REMOTE.sock:/LOCAL.sock`
+    /// The other direction: `REMOTE[:[LOCAL_HOST:]LOCAL]`, each a port or a range, commas are fine; or
+    /// `/REMOTE.sock:/LOCAL.sock`
     #[arg(short = 'R', long, value_name = "SPEC")]
     reverse: Vec<String>,
     /// Unix sockets: `LOCAL.sock:/REMOTE.sock`, `LOCAL.sock:PORT` or `PORT:/REMOTE.sock`
@@ -164,7 +165,7 @@ pub(crate) fn run(args: Args, global: &Global) -> Result<()> {
         direct: !global.disable_direct_connections,
         stack: args.tunnel.stack,
         max_mtu: args.tunnel.max_mtu,
-        offloads: args.tunnel.disable_offloads,
+        offloads: args.tunnel.offloads(),
         busy_poll: args.tunnel.busy_poll(),
         ..Options::new(client, name)
     };
@@ -295,7 +296,7 @@ fn wanted(args: &Args, chosen: &Chosen) -> Result<Wanted> {
         others.push(AnyForward::Unix(spec.parse()?));
     }
     for spec in chosen.reverse.iter().chain(&args.reverse) {
-        others.push(AnyForward::Reverse(parse_reverse(spec)?));
+        others.extend(parse_reverse(spec)?.into_iter().map(AnyForward::Reverse));
     }
     let auto = args.auto || chosen.auto;
     // A program may add forwards later, but there is nothing to plan for a dry run.

@@ -3,10 +3,11 @@
 //! ```text
 //! forward = "tcp://" spec | "udp://" spec | "unix://" unix | "reverse://" reverse
 //! unix    = path ":" "/" path | path ":" port | [ bind ":" ] port ":" "/" path
-//! reverse = port [ ":" [ host ":" ] port ] | "/" path ":" "/" path
+//! reverse = ports *( "," ports ) | "/" path ":" "/" path
+//! ports   = port [ "-" port ] [ ":" [ host ":" ] port [ "-" port ] ]
 //! ```
 //!
-//! `spec` is that of [`crate::spec`]. In all but `reverse` this machine's side comes first; in
+//! `spec` is that of [`crate::spec`]; ranges of both sides are as long. In all but `reverse` this machine's side comes first; in
 //! `reverse` the workspace's does, as in `ssh -R`.
 
 use std::fmt;
@@ -15,7 +16,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use crate::remote_forward::RemoteForward;
-use crate::spec::{Forward, Proto, SpecError, parse_specs};
+use crate::spec::{Forward, Pair, Proto, SpecError, SpecReason, parse_specs};
 
 /// The host that a short reverse forward leads to.
 const HERE: &str = "localhost";
@@ -83,9 +84,17 @@ pub enum ForwardError {
     /// The other direction.
     #[error(
         "{0:?} is no reverse forward; write REMOTE_PORT:LOCAL_PORT, REMOTE_PORT:LOCAL_HOST:LOCAL_PORT \
-         or /REMOTE.sock:/LOCAL.sock"
+         or /REMOTE.sock:/LOCAL.sock; ports may be ranges"
     )]
     Reverse(String),
+    /// Its ports.
+    #[error("{spec:?} is no reverse forward: {reason}")]
+    ReversePorts {
+        /// The text.
+        spec: String,
+        /// What is wrong with them.
+        reason: SpecReason,
+    },
 }
 
 impl AnyForward {
@@ -101,7 +110,10 @@ impl AnyForward {
             "tcp" => Ok(ports(parse_specs(&[rest], &[])?)),
             "udp" => Ok(ports(parse_specs(&[], &[rest])?)),
             "unix" => Ok(vec![Self::Unix(rest.parse()?)]),
-            "reverse" => Ok(vec![Self::Reverse(parse_reverse(rest)?)]),
+            "reverse" => Ok(parse_reverse(rest)?
+                .into_iter()
+                .map(Self::Reverse)
+                .collect()),
             _ => Err(unknown()),
         }
     }
@@ -232,23 +244,47 @@ fn single(port: &str) -> Option<u16> {
     port.filter(|port| *port != 0)
 }
 
-/// Reads a reverse forward: what `ssh -R` takes, or with no host, or with no more than a port.
+/// Reads reverse forwards: what `ssh -R` takes, or with no host, or with no more than ports, which may
+/// be ranges, and several after commas.
 ///
 /// # Errors
-/// [`ForwardError::Reverse`].
-pub fn parse_reverse(text: &str) -> Result<RemoteForward, ForwardError> {
-    let invalid = || ForwardError::Reverse(text.to_owned());
-    let sides = text.split_once(':').unwrap_or((text, text));
-    if let (Some(remote), Some(port)) = (single(sides.0), single(sides.1)) {
-        let host = HERE.to_owned();
-        return Ok(RemoteForward::Tcp { remote, host, port });
+/// [`ForwardError::Reverse`] and [`ForwardError::ReversePorts`], which name the text.
+pub fn parse_reverse(text: &str) -> Result<Vec<RemoteForward>, ForwardError> {
+    if text.starts_with('/') {
+        let forward: Result<RemoteForward, _> = text.parse();
+        let forward = forward.map_err(|_| ForwardError::Reverse(text.to_owned()))?;
+        if let RemoteForward::Unix { remote, local } = &forward {
+            check_length(remote)?;
+            check_length(&local.to_string_lossy())?;
+        }
+        return Ok(vec![forward]);
     }
-    let forward: RemoteForward = text.parse().map_err(|_| invalid())?;
-    if let RemoteForward::Unix { remote, local } = &forward {
-        check_length(remote)?;
-        check_length(&local.to_string_lossy())?;
+    let pieces = text.split(',').map(|piece| match piece.trim() {
+        "" => Err(ForwardError::Reverse(text.to_owned())),
+        piece => reverse_ports(piece),
+    });
+    let forwards: Vec<_> = pieces.collect::<Result<_, _>>()?;
+    Ok(forwards.concat())
+}
+
+fn reverse_ports(spec: &str) -> Result<Vec<RemoteForward>, ForwardError> {
+    let invalid = || ForwardError::Reverse(spec.to_owned());
+    let (there, here) = spec.split_once(':').unwrap_or((spec, spec));
+    let (host, here) = here.rsplit_once(':').unwrap_or((HERE, here));
+    if host.is_empty() {
+        return Err(invalid());
     }
-    Ok(forward)
+    let pair = Pair::of(here, there).map_err(|_| invalid())?;
+    let ports = pair.ports().map_err(|reason| {
+        let spec = spec.to_owned();
+        ForwardError::ReversePorts { spec, reason }
+    })?;
+    let forward = |(port, remote)| RemoteForward::Tcp {
+        remote,
+        host: host.to_owned(),
+        port,
+    };
+    Ok(ports.map(forward).collect())
 }
 
 #[cfg(test)]
@@ -281,6 +317,16 @@ mod tests {
             assert_eq!(AnyForward::parse(name).unwrap(), read);
         }
         assert_eq!(AnyForward::parse("tcp://1-3,7").unwrap().len(), 4);
+        let several = AnyForward::parse("reverse://1-2:[::1]:11-12, 80-81,7:9").unwrap();
+        let names: Vec<String> = several.iter().map(ToString::to_string).collect();
+        let expected = [
+            "reverse://1:[::1]:11",
+            "reverse://2:[::1]:12",
+            "reverse://80:localhost:80",
+            "reverse://81:localhost:81",
+            "reverse://7:localhost:9",
+        ];
+        assert_eq!(names, expected);
     }
 
     #[test]
@@ -309,6 +355,10 @@ mod tests {
             "reverse://a:b",
             "reverse://8080:a:b",
             "reverse://r.sock:/l.sock",
+            "reverse://1-2:3",
+            "reverse://2-1",
+            "reverse://1,",
+            "reverse://1-2:a:70000-70001",
             &long,
         ] {
             let error = AnyForward::parse(text).unwrap_err().to_string();

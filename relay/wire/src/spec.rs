@@ -245,23 +245,41 @@ fn parse_spec(
         None => (ports, ports),
     };
     // The shape of all is judged before the numbers of any.
-    let (local, remote) = (Shape::of(local)?, Shape::of(remote)?);
+    let ports = Pair::of(local, remote)?;
     let bind = bind.map(BindText::parse).transpose()?;
-    let (local, remote) = (local.range()?, remote.range()?);
-    let count = |(first, last): (u16, u16)| u32::from(last - first) + 1;
-    if count(local) != count(remote) {
-        return Err(SpecReason::Lengths {
-            local: count(local),
-            remote: count(remote),
-        });
-    }
-    let pairs = (local.0..=local.1).zip(remote.0..=remote.1);
-    Ok(pairs.map(move |(local, remote)| Forward {
+    Ok(ports.ports()?.map(move |(local, remote)| Forward {
         proto,
         bind,
         local,
         remote,
     }))
+}
+
+/// Ports or ranges of ports on both sides, not yet judged by value.
+pub(crate) struct Pair<'a> {
+    local: Shape<'a>,
+    remote: Shape<'a>,
+}
+
+impl<'a> Pair<'a> {
+    /// Both sides as they are written.
+    pub(crate) fn of(local: &'a str, remote: &'a str) -> Result<Self, SpecReason> {
+        let (local, remote) = (Shape::of(local)?, Shape::of(remote)?);
+        Ok(Self { local, remote })
+    }
+
+    /// Each port here, with that of the workspace.
+    pub(crate) fn ports(&self) -> Result<impl Iterator<Item = (u16, u16)> + use<>, SpecReason> {
+        let (local, remote) = (self.local.range()?, self.remote.range()?);
+        let count = |(first, last): (u16, u16)| u32::from(last - first) + 1;
+        if count(local) != count(remote) {
+            return Err(SpecReason::Lengths {
+                local: count(local),
+                remote: count(remote),
+            });
+        }
+        Ok((local.0..=local.1).zip(remote.0..=remote.1))
+    }
 }
 
 enum BindText<'a> {

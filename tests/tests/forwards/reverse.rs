@@ -1,5 +1,6 @@
 //! `-R`: a port or a socket of the workspace leads to this machine.
 
+use std::io::{Read, Write};
 use std::net::Ipv4Addr;
 use std::os::unix::net::UnixStream;
 
@@ -48,6 +49,33 @@ fn a_port_of_the_workspace_leads_here_also_after_an_agent_restart() {
     let freed = poll(PATIENCE, || refuses(&cluster.workspace, 8080).then_some(()));
     assert!(freed.is_some(), "the workspace still listens");
     assert!(!sockets.join("there").exists());
+}
+
+#[test]
+fn ranges_and_lists_of_ports_lead_here() {
+    needs!(Need::Namespaces);
+    let cluster = Cluster::start(Options::default());
+    let apps = [3000, 3001, 9000].map(|port| {
+        // Each is known by what it says.
+        let listener = cluster.client.listen((Ipv4Addr::LOCALHOST, port));
+        std::thread::spawn(move || {
+            let (mut stream, _) = listener.accept().expect("accept");
+            write!(stream, "{port}").expect("write");
+        })
+    });
+    let _forward = cluster.forward(&["-R", "8000-8001:localhost:3000-3001,9000"]);
+    for (port, expected) in [(8000, "3000"), (8001, "3001"), (9000, "9000")] {
+        let mut said = String::new();
+        let mut stream = cluster.workspace.local(port).expect("connect");
+        stream.read_to_string(&mut said).expect("read");
+        assert_eq!(said, expected);
+    }
+    for app in apps {
+        app.join().expect("app");
+    }
+    let wrong = cluster.run_client(&["port-forward", "dev", "-R", "8000-8002:3000-3001"]);
+    assert_eq!(wrong.code, 1, "{wrong:?}");
+    assert!(wrong.stderr.contains("do not pair up"), "{wrong:?}");
 }
 
 #[test]
