@@ -10,6 +10,7 @@ use std::time::Duration;
 use tempfile::TempDir;
 
 use crate::PATIENCE;
+use crate::nat::{Mapping, Router};
 use crate::net::{Host, Lab};
 use crate::process::{Finished, Process, clean, relay_binary};
 use crate::rootless;
@@ -39,6 +40,8 @@ pub struct Options {
     pub confined: bool,
     /// Call the client's binary `coder`.
     pub as_coder: bool,
+    /// Put client and workspace behind a NAT each.
+    pub nat: Option<Mapping>,
 }
 
 impl Default for Options {
@@ -50,6 +53,7 @@ impl Default for Options {
             rootless: false,
             confined: false,
             as_coder: false,
+            nat: None,
         }
     }
 }
@@ -74,6 +78,8 @@ pub struct Cluster {
     pub session: String,
     /// The network that joins the three.
     pub lab: Lab,
+    /// The routers of client and workspace, where there are any.
+    pub routers: Vec<Router>,
     options: Options,
     home: TempDir,
     _alone: MutexGuard<'static, ()>,
@@ -88,12 +94,21 @@ impl Cluster {
         let guard = alone();
         let home = TempDir::new().expect("temporary folder");
         open_to_all(home.path());
-        let mut lab = Lab::new();
-        let (client, workspace, control) = (
-            lab.host("client"),
-            lab.host("workspace"),
-            lab.host("control"),
-        );
+        let mut lab = match options.nat {
+            None => Lab::new(),
+            Some(_) => Lab::public(),
+        };
+        let mut routers = Vec::new();
+        let mut end = |name| match options.nat {
+            None => lab.host(name),
+            Some(mapping) => {
+                let (host, router) = lab.host_behind(name, mapping);
+                routers.push(router);
+                host
+            }
+        };
+        let (client, workspace) = (end("client"), end("workspace"));
+        let control = lab.host("control");
         let server = start_server(&control, home.path(), &options);
         let mut cluster = Cluster {
             client,
@@ -105,6 +120,7 @@ impl Cluster {
             agent_tokens: Vec::new(),
             session: String::new(),
             lab,
+            routers,
             options,
             home,
             _alone: guard,

@@ -3,6 +3,7 @@
 //! the test's process ends, however it ends.
 //!
 //! * [`net`]: namespaces, the switch that joins them, firewalls between hosts;
+//! * [`nat`]: hosts behind a router with a NAT, of either kind;
 //! * [`process`]: programs in a host, their output line by line, their memory;
 //! * [`pty`]: programs on a terminal of their own;
 //! * [`apps`]: what a workspace serves, and the clients that check every byte;
@@ -14,6 +15,7 @@
 pub mod apps;
 pub mod cluster;
 pub mod loaded;
+pub mod nat;
 pub mod needs;
 pub mod net;
 pub mod process;

@@ -80,7 +80,7 @@ impl Namespace {
     }
 
     /// A path by which other processes can open it while this process lives.
-    fn path(&self) -> String {
+    pub(crate) fn path(&self) -> String {
         format!("/proc/{}/fd/{}", std::process::id(), self.0.as_raw_fd())
     }
 }
@@ -95,15 +95,31 @@ impl Default for Namespace {
 pub struct Lab {
     switch: Namespace,
     hosts: u8,
+    /// The first three bytes of the hosts' addresses.
+    net: [u8; 3],
 }
 
 impl Lab {
-    /// A switch without hosts.
+    /// A switch without hosts, whose addresses are a private network's.
     pub fn new() -> Lab {
+        Lab::with_net([10, 77, 0])
+    }
+
+    /// A switch without hosts that stands for the Internet: its addresses are not a private
+    /// network's (but those that RFC 5737 keeps for examples).
+    pub fn public() -> Lab {
+        Lab::with_net([198, 51, 100])
+    }
+
+    fn with_net(net: [u8; 3]) -> Lab {
         let switch = Namespace::new();
         switch.ip("link add br0 type bridge");
         switch.ip("link set br0 up");
-        Lab { switch, hosts: 0 }
+        Lab {
+            switch,
+            hosts: 0,
+            net,
+        }
     }
 
     /// Everything that passes between the hosts from now on.
@@ -131,14 +147,15 @@ impl Lab {
         let link = format!("link add {port} type veth peer name eth0 netns {inside}");
         self.switch.ip(&link);
         self.switch.ip(&format!("link set {port} master br0 up"));
+        let [a, b, c] = self.net;
         let (ipv4, ipv6) = (
-            Ipv4Addr::new(10, 77, 0, number),
+            Ipv4Addr::new(a, b, c, number),
             Ipv6Addr::new(0xfd77, 0, 0, 0, 0, 0, 0, u16::from(number)),
         );
         namespace.ip(&format!("addr add {ipv4}/24 dev eth0"));
         namespace.ip(&format!("addr add {ipv6}/64 dev eth0 nodad"));
         namespace.ip("link set eth0 up");
-        namespace.ip("route add default via 10.77.0.254 dev eth0");
+        namespace.ip(&format!("route add default via {a}.{b}.{c}.254 dev eth0"));
         Host {
             name: name.to_owned(),
             namespace,

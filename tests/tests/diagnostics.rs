@@ -1,5 +1,8 @@
 //! Commands and pages that say how it is: `ping` with the reason, `speedtest`, metrics.
 
+#[path = "diagnostics/nat.rs"]
+mod nat;
+
 use std::collections::BTreeSet;
 use std::io::{Read, Write};
 use std::net::Ipv4Addr;
@@ -256,4 +259,48 @@ fn status_lists_what_runs_and_forgets_what_was_killed() {
     other.signal(nix::sys::signal::Signal::SIGTERM);
     assert!(other.wait(PATIENCE).success());
     assert_eq!(list(), Value::Array(Vec::new()));
+}
+
+/// The packets of a pcap file: each as much as was kept of it.
+fn packets(file: &[u8]) -> Vec<&[u8]> {
+    assert_eq!(file[..4], 0xa1b2_3c4d_u32.to_le_bytes(), "no pcap file");
+    let (mut rest, mut packets) = (&file[24..], Vec::new());
+    while let [head @ .., _] = rest
+        && head.len() >= 16
+    {
+        let kept = u32::from_le_bytes(rest[8..12].try_into().expect("four bytes"));
+        let (packet, next) = rest[16..].split_at(kept as usize);
+        packets.push(packet);
+        rest = next;
+    }
+    packets
+}
+
+#[test]
+fn a_speed_test_is_recorded_as_it_is_inside_the_tunnel() {
+    needs!(Need::Namespaces);
+    let cluster = Cluster::start(Options::default());
+    let file = cluster.folder().join("test.pcap");
+    let name = file.display().to_string();
+    let words = ["speedtest", "dev", "-t", "200ms", "-c", "throughput"];
+    let finished = cluster.run_client(&[&words[..], &["--pcap-file", &name]].concat());
+    assert!(
+        finished.success().starts_with("THROUGHPUT\n"),
+        "{finished:?}"
+    );
+    let file = std::fs::read(&file).expect("the file");
+    let packets = packets(&file);
+    let told = format!("{name} has {} packets", packets.len());
+    assert!(finished.stderr.contains(&told), "{finished:?}");
+    assert!(packets.iter().all(|packet| packet[0] >> 4 == 6), "not IPv6");
+    // TCP behind IPv6's 40 bytes: ports, and SYN among the flags.
+    let syn = |port: usize, flags: u8| {
+        let port_is = move |packet: &&&[u8]| packet[40 + port..42 + port] == [0, 3];
+        let mut tcp = packets
+            .iter()
+            .filter(|packet| packet[6] == 6 && packet.len() >= 60);
+        tcp.any(|packet| port_is(&packet) && packet[53] == flags)
+    };
+    assert!(syn(2, 0x02), "no SYN to port 3");
+    assert!(syn(0, 0x12), "no answer to it");
 }

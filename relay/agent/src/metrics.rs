@@ -9,7 +9,6 @@ use relay_tunnel::path::PathState;
 
 use crate::traffic::{Total, Traffic};
 
-const INFO: Metric = Metric::gauge("relay_build_info", "Always 1; the version is a label.");
 const CONNECTED: Metric = Metric::gauge(
     "relay_agent_control_connected",
     "Whether the control plane is connected: 1 or 0.",
@@ -46,8 +45,6 @@ pub(crate) struct Sources {
 impl Sources {
     /// Puts all figures on a page.
     pub(crate) fn collect(&self, page: &mut Page) {
-        let version = env!("CARGO_PKG_VERSION");
-        page.put_by(&INFO, "version", [(version, 1.0)]);
         let connected = self.connected.load(Ordering::Relaxed);
         page.put(&CONNECTED, f64::from(u8::from(connected)));
         put_paths(page, &self.tunnel.path_states());

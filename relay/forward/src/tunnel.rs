@@ -9,6 +9,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use relay_control::client::{Coordination, Event as Control};
 use relay_control::rest::Client;
+use relay_tunnel::capture::Capture;
 use relay_tunnel::datagram::Flow as TunnelFlow;
 use relay_tunnel::endpoint::{
     BUSY_POLL, EarlyData, Endpoint, EndpointConfig, EndpointEvents, Event as Packets, LocalNode,
@@ -65,6 +66,8 @@ pub struct Options {
     pub busy_poll: Duration,
     /// Sees the tunnel while it is open.
     pub monitor: Monitor,
+    /// Where the packets inside the tunnel are recorded, if anywhere.
+    pub capture: Option<Capture>,
 }
 
 impl Options {
@@ -80,6 +83,7 @@ impl Options {
             offloads: Offloads::default(),
             busy_poll: Duration::from_micros(BUSY_POLL),
             monitor: Monitor::default(),
+            capture: None,
         }
     }
 }
@@ -223,6 +227,7 @@ pub(crate) async fn open(
         offloads,
         busy_poll,
         monitor,
+        capture,
     } = options;
     if !direct {
         report.tell(Event::RelaysOnly);
@@ -251,6 +256,7 @@ pub(crate) async fn open(
     config.busy_poll = busy_poll;
     config.tls = client.access().tls.clone();
     config.keepalive = true;
+    config.capture = capture;
     let (endpoint, events) = relay_tunnel::endpoint::start(config, helper)?;
 
     let watched = monitor.watch(&endpoint);

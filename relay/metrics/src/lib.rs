@@ -6,7 +6,7 @@ mod process;
 mod serve;
 
 pub use page::{Kind, Metric, Page};
-pub use process::{PROCESS, put_process};
+pub use process::put_process;
 pub use serve::{Collect, Endpoint, open};
 
 use std::net::SocketAddr;

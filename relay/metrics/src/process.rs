@@ -19,11 +19,12 @@ const START: Metric = Metric::gauge(
 );
 const THREADS: Metric = Metric::gauge("process_threads", "Threads.");
 
-/// All of them.
-pub const PROCESS: [Metric; 6] = [CPU, MEMORY, OPEN, MOST, START, THREADS];
+const BUILD: Metric = Metric::gauge("relay_build_info", "Always 1; the version is a label.");
 
-/// Puts the figures of this process on a page. What cannot be read is 0.
+/// Puts relay's version and the figures of this process on a page. What cannot be read is 0.
 pub fn put_process(page: &mut Page) {
+    // All crates have one version.
+    page.put_by(&BUILD, "version", [(env!("CARGO_PKG_VERSION"), 1.0)]);
     let figures = Figures::read();
     page.put(&CPU, figures.cpu);
     page.put(&MEMORY, figures.memory);

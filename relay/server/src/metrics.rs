@@ -7,7 +7,6 @@ use relay_metrics::{Metric, Page};
 
 use crate::state::State;
 
-const INFO: Metric = Metric::gauge("relay_build_info", "Always 1; the version is a label.");
 const AGENTS: Metric = Metric::gauge(
     "relay_server_agents_connected",
     "Agents with a session at this server.",
@@ -80,7 +79,6 @@ fn count(classes: &[AtomicU64; 5], status: StatusCode) {
 
 /// Puts all figures on a page.
 pub(crate) fn collect(state: &State, page: &mut Page) {
-    page.put_by(&INFO, "version", [(env!("CARGO_PKG_VERSION"), 1.0)]);
     page.put(&AGENTS, state.presence.agents() as f64);
     page.put(&CLIENTS, state.clients.sessions() as f64);
     page.put(&TUNNELS, state.hub.tunnels() as f64);

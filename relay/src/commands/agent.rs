@@ -79,7 +79,7 @@ pub(crate) fn run(args: Args, global: &Global) -> anyhow::Result<()> {
         direct: !global.disable_direct_connections,
         stack: args.tunnel.stack,
         max_mtu: args.tunnel.max_mtu,
-        offloads: args.tunnel.disable_offloads,
+        offloads: args.tunnel.offloads(),
         busy_poll: args.tunnel.busy_poll(),
         engine: args.engine.choose(),
         ssh: ssh::Options {

@@ -22,8 +22,22 @@ use std::future::Future;
 use std::io;
 
 use anyhow::Context;
+use relay_forward::event::{Event, Reporter};
 use tokio::runtime::Builder;
 use tokio::signal::unix::{SignalKind, signal};
+
+use crate::output;
+
+/// Shows what a command waits for before it has something to tell.
+fn waiting_reporter() -> Reporter {
+    Reporter::new(|event| match event {
+        Event::WaitingForBuild { .. }
+        | Event::WaitingForAgent { .. }
+        | Event::WaitingForTunnel { .. }
+        | Event::RelaysOnly => output::notice(event),
+        _ => tracing::debug!("{event}"),
+    })
+}
 
 /// Runs a command's future on this thread alone.
 pub(crate) fn block_on<T>(future: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {

@@ -2,25 +2,26 @@
 
 mod summary;
 
+use std::collections::VecDeque;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use chrono::{DateTime, Local, SecondsFormat, Utc};
-use relay_forward::event::{Event, Path, Reporter};
-use relay_forward::{Monitor, Options, Pace, Pong, Step};
-use relay_tunnel::endpoint::{MAX_MTU, StackChoice};
-use relay_tunnel::stack::{NetHelper, Offloads};
+use relay_forward::event::Path;
+use relay_forward::{Options, Pace, Pong, Step};
+use relay_tunnel::endpoint::StackChoice;
+use relay_tunnel::stack::NetHelper;
 use relay_wire::names::WorkspaceName;
 
-use self::summary::Sample;
-use super::{block_on, interrupted};
+use self::summary::{Sample, Seen};
+use super::{block_on, interrupted, waiting_reporter};
 use crate::cli::Global;
 use crate::duration;
 use crate::output::{self, Format};
 
 /// The longest that an answer is waited for.
 const LONGEST: Duration = Duration::from_secs(5);
-/// An endless run remembers so many of its latest pings.
+/// An endless run remembers so many of its latest pings, and of the ways that they took.
 const REMEMBERED: usize = 100_000;
 
 const EXAMPLES: &str = "\
@@ -72,45 +73,30 @@ pub(crate) fn run(args: Args, global: &Global) -> Result<()> {
     let name: WorkspaceName = args.workspace.parse()?;
     let client = global.client()?;
     let helper = NetHelper::spawn()?;
-    let direct = !global.disable_direct_connections;
     let options = Options {
-        client,
-        name,
         autostart: false,
-        direct,
+        direct: !global.disable_direct_connections,
         stack: args.stack,
-        max_mtu: MAX_MTU,
-        offloads: Offloads::default(),
         busy_poll: Duration::ZERO,
-        monitor: Monitor::default(),
+        ..Options::new(client, name)
     };
-    let mut samples: Vec<Sample> = Vec::new();
+    let mut seen = Seen::default();
     let report = block_on(async {
         let signal = interrupted()?;
-        let each = |step| args.show(step, &mut samples);
-        Ok(relay_forward::ping(options, helper, reporter(), pace, each, signal).await?)
+        let each = |step| args.show(step, &mut seen);
+        Ok(relay_forward::ping(options, helper, waiting_reporter(), pace, each, signal).await?)
     })?;
     let Some(report) = report else {
         return Ok(());
     };
     match args.output {
-        Format::Json => output::json(&summary::document(&args.workspace, &samples, &report))?,
-        Format::Text => output::notice(summary::text(&samples, &report)),
+        Format::Json => output::json(&summary::document(&args.workspace, &seen, &report))?,
+        Format::Text => output::notice(summary::text(&seen.samples, &report)),
     }
-    let answered = samples.is_empty() || samples.iter().any(|sample| sample.pong.is_some());
+    let answered =
+        seen.samples.is_empty() || seen.samples.iter().any(|sample| sample.pong.is_some());
     ensure!(answered, "agent of \"{}\" answered no ping", args.workspace);
     Ok(())
-}
-
-/// Shows what is waited for.
-fn reporter() -> Reporter {
-    Reporter::new(|event| match event {
-        Event::WaitingForBuild { .. }
-        | Event::WaitingForAgent { .. }
-        | Event::WaitingForTunnel { .. }
-        | Event::RelaysOnly => output::notice(event),
-        _ => tracing::debug!("{event}"),
-    })
 }
 
 impl Args {
@@ -130,9 +116,12 @@ impl Args {
         })
     }
 
-    fn show(&self, step: Step, samples: &mut Vec<Sample>) {
+    fn show(&self, step: Step, seen: &mut Seen) {
         match step {
-            Step::Route(route) => output::notice(format_args!("path: {route}")),
+            Step::Route(route) => {
+                output::notice(format_args!("path: {route}"));
+                push(&mut seen.routes, (Utc::now(), route));
+            }
             Step::Pong(pong) => {
                 let sample = Sample {
                     at: Utc::now(),
@@ -142,10 +131,7 @@ impl Args {
                     let line = line(&self.workspace, sample.pong.as_ref());
                     let _ = output::result(format_args!("{}{line}", self.stamp(sample.at)));
                 }
-                if samples.len() >= REMEMBERED {
-                    samples.remove(0);
-                }
-                samples.push(sample);
+                push(&mut seen.samples, sample);
             }
         }
     }
@@ -160,6 +146,13 @@ impl Args {
             (false, false) => String::new(),
         }
     }
+}
+
+fn push<T>(list: &mut VecDeque<T>, item: T) {
+    if list.len() >= REMEMBERED {
+        list.pop_front();
+    }
+    list.push_back(item);
 }
 
 fn line(workspace: &str, pong: Option<&Pong>) -> String {

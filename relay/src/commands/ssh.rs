@@ -24,6 +24,7 @@ use self::terminal::Restore;
 use super::block_on;
 use super::tunnel::TunnelArgs;
 use crate::cli::{Global, environment, list};
+use crate::duration;
 use crate::output;
 use crate::status::{self, Forwards};
 
@@ -131,6 +132,21 @@ pub(crate) struct Args {
     /// How often that file is written, such as 5s
     #[arg(long, value_name = "TIME", default_value = "5s", value_parser = network::interval)]
     network_info_interval: Duration,
+    /// Not there; the error says what takes its place
+    #[arg(short = 'G', long, env = "CODER_SSH_FORWARD_GPG", hide = true)]
+    #[arg(num_args = 0..=1, require_equals = true, default_value = "false")]
+    #[arg(default_missing_value = "true", value_parser = BoolishValueParser::new())]
+    forward_gpg: bool,
+    /// Not there; the error says what takes its place
+    #[arg(short, long, hide = true, value_name = "NAME")]
+    container: Option<String>,
+    /// Not there; the error says what takes its place
+    #[arg(long, hide = true, value_name = "USER")]
+    container_user: Option<String>,
+    /// Accepted for Coder's scripts: relay hears of a workspace's end and does not ask for it
+    #[arg(long, env = "CODER_WORKSPACE_POLL_INTERVAL", hide = true)]
+    #[arg(value_name = "TIME", value_parser = duration::parse)]
+    workspace_poll_interval: Option<Duration>,
     /// Folder for a log of this run in detail
     #[arg(short, long, env = "CODER_SSH_LOG_DIR", hide_env_values = true)]
     #[arg(value_name = "DIR")]
@@ -155,6 +171,7 @@ pub(super) fn wait(text: &str) -> Result<Wait, String> {
 
 /// Runs the command.
 pub(crate) fn run(args: Args, global: &Global) -> Result<ExitCode> {
+    refuse(&args)?;
     if args.stdio {
         return stdio(args, global);
     }
@@ -175,6 +192,30 @@ pub(crate) fn run(args: Args, global: &Global) -> Result<ExitCode> {
     });
     drop(restore);
     status(ended?)
+}
+
+/// What Coder's command has and this one has not is an error that says how it is done.
+fn refuse(args: &Args) -> Result<()> {
+    ensure!(
+        !args.forward_gpg,
+        "--forward-gpg is not there; forward GnuPG's socket instead: -R \
+         /REMOTE/S.gpg-agent:\"$(gpgconf --list-dirs agent-extra-socket)\", where `gpgconf --list-dirs \
+         agent-socket` in the workspace says the first"
+    );
+    if let Some(name) = &args.container {
+        let workspace = &args.workspace;
+        let user = args.container_user.as_ref();
+        let user = user.map_or_else(String::new, |user| format!(" -u {user}"));
+        bail!(
+            "--container is not there; run a shell in it instead: relay ssh {workspace} -t -- docker exec \
+             -it{user} {name} sh"
+        );
+    }
+    ensure!(
+        args.container_user.is_none(),
+        "--container-user goes with --container, which is not there"
+    );
+    Ok(())
 }
 
 fn stdio(args: Args, global: &Global) -> Result<ExitCode> {
@@ -263,15 +304,14 @@ fn link(
     // Before any thread exists: the helper is forked.
     let helper = NetHelper::spawn()?;
     let options = Options {
-        client,
-        name,
         autostart: !args.disable_autostart,
         direct: !global.disable_direct_connections,
         stack: args.tunnel.stack,
         max_mtu: args.tunnel.max_mtu,
-        offloads: args.tunnel.disable_offloads,
+        offloads: args.tunnel.offloads(),
         busy_poll: args.tunnel.busy_poll(),
         monitor: monitor.clone(),
+        ..Options::new(client, name)
     };
     let wait = if args.no_wait { Wait::No } else { args.wait };
     let usage = Some(args.usage_app.clone()).filter(|app| app != "disable");

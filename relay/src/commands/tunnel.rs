@@ -28,6 +28,13 @@ pub(super) struct TunnelArgs {
     pub(super) max_mtu: u16,
     #[command(flatten)]
     busy_poll: BusyPollArgs,
+    #[command(flatten)]
+    offloads: OffloadsArgs,
+}
+
+/// Which offloads are used.
+#[derive(clap::Args)]
+pub(super) struct OffloadsArgs {
     /// Segmentation offloads to leave unused: tun-tcp, tun-udp, udp-send, udp-receive, or all; for
     /// kernels and cards that corrupt them
     #[arg(
@@ -37,7 +44,14 @@ pub(super) struct TunnelArgs {
         value_name = "LIST"
     )]
     #[arg(default_value = "", hide_default_value = true, value_parser = Offloads::without)]
-    pub(super) disable_offloads: Offloads,
+    disable_offloads: Offloads,
+}
+
+impl OffloadsArgs {
+    /// Those that may be used.
+    pub(super) fn allowed(&self) -> Offloads {
+        self.disable_offloads
+    }
 }
 
 /// How connections are carried between this machine's sockets and the tunnel's.
@@ -86,6 +100,11 @@ impl LoopsArgs {
 }
 
 impl TunnelArgs {
+    /// Which offloads may be used.
+    pub(super) fn offloads(&self) -> Offloads {
+        self.offloads.allowed()
+    }
+
     /// How long to look for an answer before sleeping.
     pub(super) fn busy_poll(&self) -> Duration {
         self.busy_poll.duration()

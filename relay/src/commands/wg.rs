@@ -5,11 +5,11 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use relay_forward::wg::Options;
-use relay_tunnel::stack::{NetHelper, Offloads};
+use relay_tunnel::stack::NetHelper;
 use relay_wire::spec::{Proto, read_list};
 use relay_wire::wg::{Config, Forward};
 
-use super::tunnel::EngineArgs;
+use super::tunnel::{EngineArgs, OffloadsArgs};
 use super::{block_on, interrupted};
 use crate::output;
 
@@ -38,16 +38,8 @@ pub(crate) struct Args {
     udp: Vec<String>,
     #[command(flatten)]
     engine: EngineArgs,
-    /// Segmentation offloads to leave unused: tun-tcp, tun-udp, udp-send, udp-receive, or all; for
-    /// kernels and cards that corrupt them
-    #[arg(
-        long,
-        env = "RELAY_DISABLE_OFFLOADS",
-        hide_env_values = true,
-        value_name = "LIST"
-    )]
-    #[arg(default_value = "", hide_default_value = true, value_parser = Offloads::without)]
-    disable_offloads: Offloads,
+    #[command(flatten)]
+    offloads: OffloadsArgs,
 }
 
 /// Runs the command.
@@ -61,7 +53,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
         config,
         forwards,
         engine: args.engine.choose(),
-        offloads: args.disable_offloads,
+        offloads: args.offloads.allowed(),
     };
     block_on(async {
         let signal = interrupted()?;

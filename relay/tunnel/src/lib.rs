@@ -1,6 +1,7 @@
 //! Packets between a TCP/IP stack and a WireGuard peer: one endpoint is one key, one stack and one
 //! UDP socket, with many peers. What a peer may do, and who is a peer, is decided above this crate.
 
+pub mod capture;
 pub mod datagram;
 pub mod derp;
 pub mod dial;

@@ -1,10 +1,11 @@
 //! What `relay ping` says in the end: the figures, the way, and why it is none better.
 
+use std::collections::VecDeque;
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use relay_forward::event::Path;
-use relay_forward::{Pong, Report};
+use relay_forward::{Pong, Report, Route};
 use relay_tunnel::path::{Reason, Stun, Survey};
 use serde::Serialize;
 
@@ -19,6 +20,14 @@ pub(super) struct Sample {
     pub(super) pong: Option<Pong>,
 }
 
+/// What happened while pings were sent.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Seen {
+    pub(super) samples: VecDeque<Sample>,
+    /// Each way, and since when it was the one.
+    pub(super) routes: VecDeque<(DateTime<Utc>, Route)>,
+}
+
 /// All that JSON shows.
 #[derive(Serialize)]
 pub(super) struct Document<'a> {
@@ -29,6 +38,8 @@ pub(super) struct Document<'a> {
     received: usize,
     loss_percent: f64,
     rtt_ms: Option<Times>,
+    /// Each way that was taken, in their order; the last is `path` unless that has just changed.
+    paths: Vec<Taken>,
     path: Way,
     mtu: u16,
     handshake_age_seconds: Option<f64>,
@@ -46,12 +57,40 @@ struct Row {
 }
 
 #[derive(Serialize)]
+struct Taken {
+    since: DateTime<Utc>,
+    #[serde(flatten)]
+    way: Way,
+}
+
+#[derive(Serialize)]
 struct Way {
     direct: bool,
     via: Option<String>,
     reason: Option<&'static str>,
     explanation: Option<String>,
     advice: Option<&'static str>,
+}
+
+impl Taken {
+    fn of((since, route): &(DateTime<Utc>, Route)) -> Taken {
+        Taken {
+            since: *since,
+            way: Way::of(route),
+        }
+    }
+}
+
+impl Way {
+    fn of(route: &Route) -> Way {
+        Way {
+            direct: matches!(route.path, Some(Path::Direct(_))),
+            via: route.path.as_ref().map(via),
+            reason: route.reason.map(Reason::code),
+            explanation: route.reason.map(|reason| reason.to_string()),
+            advice: route.reason.map(Reason::advice),
+        }
+    }
 }
 
 #[derive(Serialize)]
@@ -74,7 +113,7 @@ struct Times {
 }
 
 impl Times {
-    fn of(samples: &[Sample]) -> Option<Times> {
+    fn of(samples: &VecDeque<Sample>) -> Option<Times> {
         let pongs = samples.iter().filter_map(|sample| sample.pong.as_ref());
         let mut times: Vec<Duration> = pongs.map(|pong| pong.time).collect();
         times.sort_unstable();
@@ -103,7 +142,7 @@ fn via(path: &Path) -> String {
     }
 }
 
-fn loss(samples: &[Sample]) -> f64 {
+fn loss(samples: &VecDeque<Sample>) -> f64 {
     let lost = samples
         .iter()
         .filter(|sample| sample.pong.is_none())
@@ -120,11 +159,7 @@ fn answers(survey: &Survey) -> usize {
 }
 
 /// The JSON document.
-pub(super) fn document<'a>(
-    workspace: &'a str,
-    samples: &[Sample],
-    report: &'a Report,
-) -> Document<'a> {
+pub(super) fn document<'a>(workspace: &'a str, seen: &Seen, report: &'a Report) -> Document<'a> {
     let row = |sample: &Sample| {
         let pong = sample.pong.as_ref();
         Row {
@@ -134,7 +169,7 @@ pub(super) fn document<'a>(
             via: pong.map(|pong| via(&pong.path)),
         }
     };
-    let route = &report.route;
+    let samples = &seen.samples;
     Document {
         workspace,
         agent: &report.agent,
@@ -146,13 +181,8 @@ pub(super) fn document<'a>(
             .count(),
         loss_percent: loss(samples),
         rtt_ms: Times::of(samples),
-        path: Way {
-            direct: matches!(route.path, Some(Path::Direct(_))),
-            via: route.path.as_ref().map(via),
-            reason: route.reason.map(Reason::code),
-            explanation: route.reason.map(|reason| reason.to_string()),
-            advice: route.reason.map(Reason::advice),
-        },
+        paths: seen.routes.iter().map(Taken::of).collect(),
+        path: Way::of(&report.route),
         mtu: report.mtu,
         handshake_age_seconds: report.handshake_age.map(|age| milliseconds(age) / 1e3),
         stack: report.stack.to_string(),
@@ -171,7 +201,7 @@ pub(super) fn document<'a>(
 }
 
 /// A few lines for people.
-pub(super) fn text(samples: &[Sample], report: &Report) -> String {
+pub(super) fn text(samples: &VecDeque<Sample>, report: &Report) -> String {
     let received = samples
         .iter()
         .filter(|sample| sample.pong.is_some())
@@ -212,7 +242,6 @@ pub(super) fn text(samples: &[Sample], report: &Report) -> String {
 
 #[cfg(test)]
 mod tests {
-    use relay_forward::Route;
     use relay_tunnel::endpoint::StackChoice;
     use relay_tunnel::path::{Nat, StunServer};
 
@@ -254,21 +283,30 @@ mod tests {
 
     #[test]
     fn percentiles_are_times_that_were_measured() {
-        let samples: Vec<Sample> = (1..=200).rev().map(|n| sample(Some(n))).collect();
+        let samples: VecDeque<Sample> = (1..=200).rev().map(|n| sample(Some(n))).collect();
         let times = Times::of(&samples).unwrap();
         assert_eq!((times.min, times.max), (1.0, 200.0));
         assert_eq!((times.p50, times.p99), (100.0, 198.0));
         assert_eq!(times.avg, 100.5);
-        let one = Times::of(&[sample(Some(7)), sample(None)]).unwrap();
+        let one = Times::of(&[sample(Some(7)), sample(None)].into()).unwrap();
         assert_eq!((one.p50, one.p99, one.stddev), (7.0, 7.0, 0.0));
-        assert_eq!(Times::of(&[sample(None)]), None);
+        assert_eq!(Times::of(&[sample(None)].into()), None);
     }
 
     #[test]
     fn the_way_and_its_reason_are_told_to_people_and_programs() {
-        let samples = [sample(Some(2)), sample(None), sample(Some(4))];
         let report = report();
-        let text = text(&samples, &report);
+        let direct = Path::Direct("10.0.0.2:41641".parse().unwrap());
+        let direct = Route {
+            path: Some(direct),
+            reason: None,
+        };
+        let routes = [direct, report.route.clone()];
+        let seen = Seen {
+            samples: [sample(Some(2)), sample(None), sample(Some(4))].into(),
+            routes: routes.map(|route| (DateTime::UNIX_EPOCH, route)).into(),
+        };
+        let text = text(&seen.samples, &report);
         for part in [
             "3 pings, 2 answered, 33.3 % lost; 2/2/4/4 ms",
             "relayed through Here\n  why: UDP is blocked",
@@ -277,11 +315,14 @@ mod tests {
         ] {
             assert!(text.contains(part), "no {part:?} in {text}");
         }
-        let document = serde_json::to_value(document("dev", &samples, &report)).unwrap();
+        let document = serde_json::to_value(document("dev", &seen, &report)).unwrap();
         assert_eq!(document["path"]["reason"], "udp_blocked");
         assert_eq!(document["path"]["direct"], false);
         assert_eq!(document["rtt_ms"]["p99"], 4.0);
         assert!(document["pings"][1]["ms"].is_null());
         assert_eq!(document["network"]["stun_servers"], 1);
+        assert_eq!(document["paths"][0]["via"], "10.0.0.2:41641");
+        assert_eq!(document["paths"][1]["reason"], "udp_blocked");
+        assert_eq!(document["paths"][1]["since"], "1970-01-01T00:00:00Z");
     }
 }

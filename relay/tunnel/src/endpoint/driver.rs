@@ -26,6 +26,7 @@ use super::peers::Peers;
 use super::relays::{Connections, Detour, Received, Relays};
 use super::{EndpointConfig, Event, IDLE};
 use crate::Error;
+use crate::capture::Capture;
 use crate::datagram::{self, Datagram, Delivery, Fragments, Outbox, Reassembler};
 use crate::path::{self, PathConfig, PathState, Paths, PeerId};
 use crate::stack::Injection;
@@ -63,6 +64,7 @@ pub(super) struct Common {
     pub(super) early: Early,
     /// Causes of warnings that were told.
     pub(super) said: Arc<Mutex<HashSet<String>>>,
+    pub(super) capture: Option<Capture>,
 }
 
 /// All state of one loop: of the whole endpoint, or of a part of its peers.

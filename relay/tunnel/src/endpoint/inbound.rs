@@ -93,6 +93,9 @@ impl Driver {
         }
         self.busy_at = now;
         let mut opened = std::mem::take(&mut self.opened);
+        if let Some(capture) = &self.common.capture {
+            capture.record(opened.packets().map(|(_, packet)| packet));
+        }
         let mut batch: Vec<&[u8]> = Vec::with_capacity(opened.len());
         for (index, packet) in opened.packets() {
             self.moved.add(packet.len());

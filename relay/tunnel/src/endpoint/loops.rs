@@ -68,6 +68,7 @@ pub fn start(
         states: Arc::default(),
         early: Early::default(),
         said: Arc::new(Mutex::default()),
+        capture: config.capture.clone(),
     };
     let mut outboxes = outboxes.into_iter();
     let mut seats = seats.drain(..);

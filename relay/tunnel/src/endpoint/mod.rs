@@ -32,6 +32,7 @@ pub use loops::{MAX_LOOPS, start, usual_loops};
 pub use node::{FEATURES, LocalNode, PeerNode};
 
 use crate::Error;
+use crate::capture::Capture;
 use crate::dial::TlsOptions;
 use crate::path::{PathState, PeerId};
 use crate::stack::Offloads;
@@ -111,6 +112,8 @@ pub struct EndpointConfig {
     /// How long to look for an answer to a small message before sleeping; zero is off. Of use where
     /// the runtime has one thread, which spares small messages a wake-up each.
     pub busy_poll: Duration,
+    /// Where the packets inside the tunnel are recorded, if anywhere.
+    pub capture: Option<Capture>,
 }
 
 impl EndpointConfig {
@@ -131,6 +134,7 @@ impl EndpointConfig {
             loops: 1,
             udp_port: None,
             busy_poll: Duration::ZERO,
+            capture: None,
         }
     }
 }

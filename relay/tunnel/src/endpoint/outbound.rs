@@ -174,8 +174,10 @@ impl Driver {
             paths,
             relays,
             peers,
+            common,
             ..
         } = self;
+        let capture = &common.capture;
         let Some(slot) = peers.get_mut(index) else {
             return;
         };
@@ -219,21 +221,20 @@ impl Driver {
             sent,
             ..
         } = slot;
-        let mut waits = false;
+        let sealed = wireguard.seal_in_order([held, outgoing], now, control, |burst| {
+            if let Some(capture) = capture {
+                capture.record(burst.packets());
+            }
+        });
         for burst in [held, outgoing] {
-            if burst.is_empty() {
-                continue;
+            if burst.is_sealed() {
+                *sent += burst.bytes() as u64;
+                sender.send_burst(route, burst).await;
+                burst.clear();
             }
-            if waits || !wireguard.seal_burst(burst, now, control) {
-                waits = true;
-                continue;
-            }
-            *sent += burst.bytes() as u64;
-            sender.send_burst(route, burst).await;
-            burst.clear();
         }
         sender.send_control(route, control).await;
-        if waits {
+        if !sealed {
             slot.hold();
         }
     }

@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::net::{IpAddr, SocketAddr};
+use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use rand::Rng as _;
@@ -14,6 +15,11 @@ use super::{Destination, Transmit};
 
 /// Pause before a request that got no answer is repeated.
 const RETRY: Duration = Duration::from_millis(500);
+
+/// From one round to the next, milliseconds.
+const ROUND: Range<u64> = 20_000..26_000;
+/// The same while no server answers: that UDP passes again is worth to be seen soon.
+const SILENT_ROUND: Range<u64> = 4_000..6_000;
 
 /// Requests of one round to one server.
 const TRIES: u32 = 3;
@@ -129,14 +135,15 @@ impl Local {
     }
 
     /// How this machine's NAT names one socket towards several servers. A server that is on this side of
-    /// the NAT, and sees an address of ours, says nothing about it.
+    /// the NAT, and sees an address of ours or the loopback's, says nothing about it.
     pub(super) fn nat(&self) -> Nat {
         let mapped: Vec<SocketAddr> = self
             .servers
             .iter()
             .filter_map(|server| server.mapped)
             .collect();
-        let behind = || mapped.iter().filter(|addr| !self.owns(addr.ip()));
+        let ours = |ip: IpAddr| ip.is_loopback() || self.owns(ip);
+        let behind = || mapped.iter().filter(|addr| !ours(addr.ip()));
         let of_family = |v4: bool| behind().filter(move |addr| addr.is_ipv4() == v4);
         let varies = |v4| {
             let mut all = of_family(v4);
@@ -189,13 +196,14 @@ impl Local {
     ) -> bool {
         let round = self.next_round.is_none_or(|at| at <= now);
         if round && active && !self.servers.is_empty() {
-            self.next_round = Some(now + Duration::from_millis(rng.random_range(20_000..26_000)));
+            self.next_round = Some(now + Duration::from_millis(rng.random_range(ROUND)));
             for server in &mut self.servers {
                 server.tries = 0;
                 server.retry = Some(now);
             }
         }
         let mut changed = false;
+        let mut fell_silent = false;
         for server in &mut self.servers {
             if server.retry.is_none_or(|at| at > now) {
                 continue;
@@ -203,6 +211,7 @@ impl Local {
             if server.tries == TRIES {
                 server.retry = None;
                 server.silent = true;
+                fell_silent = true;
                 server.rtt = None;
                 changed |= server.mapped.take().is_some();
                 continue;
@@ -215,6 +224,10 @@ impl Local {
                 to: Destination::Udp(server.addr),
                 payload: stun::request(transaction),
             });
+        }
+        if fell_silent && self.stun() == Stun::Silent {
+            let soon = now + Duration::from_millis(rng.random_range(SILENT_ROUND));
+            self.next_round = self.next_round.map(|at| at.min(soon));
         }
         changed
     }

@@ -447,6 +447,19 @@ fn blocked_udp_is_told_from_a_firewall_between_the_two() {
 }
 
 #[test]
+fn udp_that_passes_again_is_used_within_seconds() {
+    let mut world = behind_nats(|world| {
+        world.cut = [true, true];
+        world.stun_down = true;
+    });
+    assert_eq!(reason(&world, 0), Some(Reason::UdpBlocked));
+    world.stun_down = false;
+    world.cut = [false, false];
+    world.stream(ms(8000));
+    assert!(world.is_direct(0) && world.is_direct(1));
+}
+
+#[test]
 fn a_nat_that_varies_is_named_with_its_side() {
     let world = behind_nats(|world| world.ends[0].varies = true);
     assert_eq!(reason(&world, 0), Some(Reason::Nat(Side::Here)));
@@ -467,6 +480,15 @@ fn an_end_without_a_nat_is_seen_as_it_is() {
     assert_eq!((survey.nat, survey.stun), (Nat::None, Stun::Answers));
     assert_eq!(survey.servers.len(), 2);
     assert!(survey.servers.iter().all(|server| server.rtt.is_some()));
+}
+
+#[test]
+fn a_stun_server_on_this_machine_shows_no_nat() {
+    let mut world = World::new(true, ["127.0.0.1:7", B], [None, None]);
+    world.start_local(true);
+    world.run(ms(100), |_| {});
+    let survey = world.ends[0].paths.survey();
+    assert_eq!((survey.nat, survey.stun), (Nat::None, Stun::Answers));
 }
 
 #[test]

@@ -31,13 +31,9 @@ pub(super) async fn flush(peer: &mut Remote, udp: &mut UdpSocket, now: Instant) 
         control,
         ..
     } = peer;
-    let mut waits = false;
+    let sealed = wireguard.seal_in_order([held, outgoing], now, control, |_| {});
     for burst in [held, outgoing] {
-        if burst.is_empty() {
-            continue;
-        }
-        if waits || !wireguard.seal_burst(burst, now, control) {
-            waits = true;
+        if !burst.is_sealed() {
             continue;
         }
         for run in burst.runs() {
@@ -51,7 +47,7 @@ pub(super) async fn flush(peer: &mut Remote, udp: &mut UdpSocket, now: Instant) 
     }
     let last = send_control(udp, to, control).await.err();
     peer.failure = last.or(failure).map(|error| error.to_string());
-    if waits {
+    if !sealed {
         peer.hold();
     }
 }

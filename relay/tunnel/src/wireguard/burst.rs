@@ -101,6 +101,11 @@ impl Burst {
         self.packets.is_empty()
     }
 
+    /// Whether its packets are sealed.
+    pub fn is_sealed(&self) -> bool {
+        self.sealed
+    }
+
     /// Bytes the burst takes, headers and tags included.
     pub fn bytes(&self) -> usize {
         self.data.len()

@@ -222,6 +222,30 @@ impl Peer {
         true
     }
 
+    /// Seals bursts one behind the other, each after `before` has seen its packets. False when there are
+    /// no keys yet: what is not sealed is untouched then.
+    pub fn seal_in_order(
+        &mut self,
+        bursts: [&mut Burst; 2],
+        now: Instant,
+        replies: &mut Vec<Vec<u8>>,
+        mut before: impl FnMut(&Burst),
+    ) -> bool {
+        self.catch_up(now, replies);
+        for burst in bursts {
+            if burst.is_empty() {
+                continue;
+            }
+            if self.ready {
+                before(burst);
+            }
+            if !self.seal_burst(burst, now, replies) {
+                return false;
+            }
+        }
+        true
+    }
+
     /// Opens datagrams of `segment` bytes (the last may be shorter) that lie side by side. Packets
     /// go to `opened`; what must be answered, to `replies`. True when a session began.
     pub fn open_burst(
