@@ -1,5 +1,6 @@
 //! `cargo xtask CHORE`: every chore of the repository is one command, and CI calls only these.
 
+mod binaries;
 mod ci;
 mod ebpf;
 mod manual;

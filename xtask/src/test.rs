@@ -1,9 +1,8 @@
 //! `cargo xtask test`.
 
-use std::path::PathBuf;
-
 use anyhow::Result;
 
+use crate::binaries;
 use crate::run;
 use crate::tools;
 
@@ -35,31 +34,33 @@ impl Args {
 /// because that is what users run and what the bounds on time and memory are about.
 pub(crate) fn run(args: &Args) -> Result<()> {
     tools::provide()?;
-    let binary = build(args.dev)?;
-    let mut test = run::cargo(&["test", "--workspace", "--no-fail-fast"]);
-    test.args(&args.rest)
-        .env("RELAY_BIN", binary)
-        .current_dir(run::root());
+    let mut env = vec![("RELAY_BIN", build(args.dev)?)];
     if args.strict {
-        test.env("RELAY_REQUIRE_ALL", "1");
+        env.push(("RELAY_REQUIRE_ALL", "1".into()));
     }
-    run::checked(&mut test)
+    if !args.rest.is_empty() {
+        let mut test = run::cargo(&["test", "--workspace", "--no-fail-fast"]);
+        test.args(&args.rest).envs(env);
+        return run::checked(test.current_dir(run::root()));
+    }
+    binaries::run(&["--workspace"], &env)?;
+    let mut documentation = run::cargo(&["test", "--workspace", "--doc"]);
+    run::checked(documentation.current_dir(run::root()))
 }
 
 /// Runs those tests of tunnels again that need nothing of the kernel's TCP, with relay's own.
 pub(crate) fn user_stack() -> Result<()> {
-    let binary = build(false)?;
-    let words = ["--no-fail-fast", "--test", "endpoint", "--test", "relayed"];
-    let mut test = run::cargo(&["test", "--workspace"]);
-    test.args(words)
-        .env("RELAY_BIN", binary)
-        .env("RELAY_STACK", "user")
-        .env("RELAY_REQUIRE_ALL", "1");
-    run::checked(test.current_dir(run::root()))
+    let words = ["--workspace", "--test", "endpoint", "--test", "relayed"];
+    let env = [
+        ("RELAY_BIN", build(false)?),
+        ("RELAY_STACK", "user".into()),
+        ("RELAY_REQUIRE_ALL", "1".into()),
+    ];
+    binaries::run(&words, &env)
 }
 
 /// Builds the binary and says where it is.
-fn build(dev: bool) -> Result<PathBuf> {
+fn build(dev: bool) -> Result<String> {
     // Chosen as `cargo run` chooses: with other packages selected, dependencies would have other
     // features, and everything would be built twice.
     let mut build = run::cargo(&["build", "--bin", "relay"]);
@@ -68,5 +69,6 @@ fn build(dev: bool) -> Result<PathBuf> {
     }
     run::checked(build.current_dir(run::root()))?;
     let profile = if dev { "debug" } else { "release" };
-    Ok(run::target_dir()?.join(profile).join("relay"))
+    let binary = run::target_dir()?.join(profile).join("relay");
+    Ok(binary.display().to_string())
 }
