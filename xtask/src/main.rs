@@ -9,7 +9,7 @@ mod test;
 mod tools;
 
 use std::path::PathBuf;
-use std::process::ExitCode;
+use std::process::{Command, ExitCode};
 
 use clap::{Parser, Subcommand};
 
@@ -63,7 +63,10 @@ fn main() -> ExitCode {
 }
 
 fn vectors(dir: Option<PathBuf>, known_only: bool) -> anyhow::Result<()> {
-    let mut command = run::cargo(&["run", "-q", "-p", "relay-lab", "--example", "vectors", "--"]);
+    // Built with the whole workspace, as the tests are: nothing is built a second time.
+    let words = ["build", "--workspace", "--example", "vectors"];
+    run::checked(run::cargo(&words).current_dir(run::root()))?;
+    let mut command = Command::new(run::target_dir()?.join("debug/examples/vectors"));
     command.args(dir);
     if known_only {
         command.arg("--known-only");

@@ -61,12 +61,10 @@ pub(crate) fn user_stack() -> Result<()> {
 
 /// Builds the binary and says where it is.
 fn build(dev: bool) -> Result<String> {
-    // Chosen as `cargo run` chooses: with other packages selected, dependencies would have other
-    // features, and everything would be built twice.
+    // With other packages selected, dependencies would have other features, and everything would
+    // be built twice: the release as `cargo run` selects, the dev build as the tests do.
     let mut build = run::cargo(&["build", "--bin", "relay"]);
-    if !dev {
-        build.arg("--release");
-    }
+    build.arg(if dev { "--workspace" } else { "--release" });
     run::checked(build.current_dir(run::root()))?;
     let profile = if dev { "debug" } else { "release" };
     let binary = run::target_dir()?.join(profile).join("relay");
