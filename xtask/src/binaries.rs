@@ -78,6 +78,8 @@ fn build(words: &[&str]) -> Result<Vec<Binary>> {
     if !status.success() {
         bail!("the tests do not build: {status}");
     }
+    // Cargo names them as it comes to them, in another order each time.
+    binaries.sort_by(|a, b| a.source.cmp(&b.source));
     Ok(binaries)
 }
 
