@@ -2,6 +2,7 @@
 
 use std::os::unix::process::ExitStatusExt;
 use std::process::Stdio;
+use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
@@ -277,6 +278,43 @@ async fn a_terminal_follows_the_size_of_the_clients_window() {
     kill_process(id, Signal::WINCH).unwrap();
     tokio::task::block_in_place(|| expect("50 132"));
     ssh.kill().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn signals_that_the_agent_ignores_end_programs_all_the_same() {
+    if !has("ssh") {
+        return;
+    }
+    let fixture = Fixture::elsewhere().await;
+    let output = finish(fixture.ssh(&[], "grep SigIgn /proc/self/status")).await;
+    let said = String::from_utf8(output.stdout).unwrap();
+    let ignored = said.split_whitespace().nth(1).unwrap();
+    // Signal 1 is the lowest bit; those above 31 are the C library's own, and programs' to agree on.
+    let ignored = u64::from_str_radix(ignored, 16).unwrap() & 0x7fff_ffff;
+    assert_eq!(ignored, 0, "{said}");
+    // Control-C on a terminal.
+    let mut ssh = fixture.ssh(&["-tt"], "echo ready; exec sleep 1000");
+    ssh.stdin(Stdio::piped()).stdout(Stdio::piped());
+    let mut ssh = ssh.spawn().unwrap();
+    let mut lines = BufReader::new(ssh.stdout.take().unwrap()).lines();
+    let line = lines.next_line().await.unwrap().unwrap();
+    assert_eq!(line.trim(), "ready");
+    let mut stdin = ssh.stdin.take().unwrap();
+    // Again and again: a shell that is about to become the program may overhear one.
+    let typing = async {
+        while stdin.write_all(b"\x03").await.is_ok() {
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
+        std::future::pending().await
+    };
+    let ended = async {
+        tokio::select! {
+            ended = ssh.wait() => ended.unwrap(),
+            () = typing => unreachable!(),
+        }
+    };
+    let ended = tokio::time::timeout(LONG, ended).await.unwrap();
+    assert_eq!(ended.code(), Some(255));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -55,10 +55,13 @@ impl Fixture {
         }
     }
 
-    /// With the server in a process of its own, which can be killed.
+    /// With the server in a process of its own, which can be killed. It was started as a script starts
+    /// something behind `nohup` and before `&`: signals for the script are ignored.
     pub(crate) async fn elsewhere() -> Self {
         let files = tempfile::tempdir().unwrap();
-        let mut server = Command::new(std::env::current_exe().unwrap());
+        let mut server = Command::new("sh");
+        server.args(["-c", "trap '' HUP INT QUIT; exec \"$@\"", "sh"]);
+        server.arg(std::env::current_exe().unwrap());
         server.args(["--exact", "support::serve_elsewhere", "--nocapture"]);
         server.env(ELSEWHERE, files.path());
         server.stdout(Stdio::piped()).kill_on_drop(true);

@@ -7,21 +7,28 @@ use std::os::unix::process::CommandExt;
 use std::process::Command;
 
 use nix::libc;
+use nix::sys::signal::{self, SigHandler, Signal};
 use nix::unistd::ForkResult;
-use rustix::process::{Signal, getppid, ioctl_tiocsctty, set_parent_process_death_signal, setsid};
+use rustix::process::{getppid, ioctl_tiocsctty, set_parent_process_death_signal, setsid};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
 /// Makes the program the head of a session and process group of its own, with its standard input as
-/// the controlling terminal if that is one, and has it hung up when this process dies.
+/// the controlling terminal if that is one, and has it hung up when this process dies. Whoever started
+/// the agent may have had it ignore signals, as `nohup` does and a script's `&`; the program does not.
 pub(super) fn detach(command: &mut Command, on_terminal: bool) {
     let parent = rustix::process::getpid();
     let prepare = move || {
         setsid()?;
+        for signal in Signal::iterator() {
+            // SAFETY: the handler is none of this program's code, and signal(2) is async-signal-safe.
+            // Of the two signals that cannot be set it says so, and nothing is lost.
+            let _ = unsafe { signal::signal(signal, SigHandler::SigDfl) };
+        }
         if on_terminal {
             ioctl_tiocsctty(rustix::stdio::stdin())?;
         }
-        set_parent_process_death_signal(Some(Signal::HUP))?;
+        set_parent_process_death_signal(Some(rustix::process::Signal::HUP))?;
         // The parent may have died before that.
         if getppid() != Some(parent) {
             return Err(io::ErrorKind::Interrupted.into());
