@@ -86,15 +86,22 @@ impl Router {
 
     /// Lets no UDP pass, in either direction.
     pub fn block_udp(&self) {
-        let rules = "add table ip relay_block
-             add chain ip relay_block through { type filter hook forward priority -10; }
-             add rule ip relay_block through meta l4proto udp drop";
+        self.block_udp_from(0);
+    }
+
+    /// Lets no packet of UDP pass that has so many bytes, its headers included, or more.
+    pub fn block_udp_from(&self, bytes: usize) {
+        let rules = format!(
+            "add table ip relay_block
+             add chain ip relay_block through {{ type filter hook forward priority -10; }}
+             add rule ip relay_block through meta l4proto udp meta length >= {bytes} drop"
+        );
         for rule in rules.lines() {
             self.0.namespace.tool("nft", &[rule]);
         }
     }
 
-    /// Ends [`Router::block_udp`].
+    /// Ends [`Router::block_udp`] and [`Router::block_udp_from`].
     pub fn open_udp(&self) {
         let rule = "delete table ip relay_block";
         self.0.namespace.tool("nft", &[rule]);

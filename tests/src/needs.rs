@@ -11,6 +11,8 @@ pub enum Need {
     Namespaces,
     /// nftables, program and kernel.
     Nft,
+    /// The kernel's NAT, by nftables, of both kinds of mapping.
+    Nat,
     /// Unprivileged user namespaces, and the right to make a TUN node in a mount namespace.
     Rootless,
     /// User namespaces in which a process can be left without TUN device and namespaces.
@@ -70,6 +72,13 @@ pub fn check(need: Need) -> Result<(), String> {
                 "unshare",
                 &["-n", "nft", "add", "table", "inet", "relay_lab"],
             )
+        }
+        Need::Nat => {
+            program("nft")?;
+            let rules = "add table ip relay_nat
+                 add chain ip relay_nat out { type nat hook postrouting priority 100; }
+                 add rule ip relay_nat out masquerade fully-random";
+            works("unshare", &["-n", "nft", rules])
         }
         Need::Rootless => {
             for name in ["unshare", "setpriv", "mount", "mknod"] {

@@ -100,3 +100,24 @@ fn a_program_ends_with_its_client_and_with_its_agent() {
 fn runs(id: &str) -> bool {
     Path::new("/proc").join(id).exists()
 }
+
+/// Each of these brings `NoNewPrivileges` where a user's manager sets it (systemd.exec(5)).
+#[test]
+fn the_agents_unit_leaves_sudo_to_the_shells() {
+    let unit = include_str!("../../relay/systemd/relay-agent.service");
+    let sandboxing = [
+        "DynamicUser",
+        "Lock",
+        "MemoryDeny",
+        "NoNew",
+        "Private",
+        "Protect",
+        "Restrict",
+        "SystemCall",
+    ];
+    let settings = unit.lines().filter_map(|line| line.split_once('='));
+    for (name, _) in settings.filter(|(name, _)| !name.starts_with('#')) {
+        let taken = sandboxing.iter().any(|start| name.starts_with(start));
+        assert!(!taken, "{name} takes sudo from the shells");
+    }
+}

@@ -75,6 +75,10 @@ fn mistakes_are_explained() {
         (&["--stdio", "-R", "1:a:1", "dev"], "--remote-forward"),
         (&["--stdio", "dev", "true"], "--stdio"),
         (&["--wait", "perhaps", "dev"], "perhaps"),
+        // What Coder's command has: how it is done without.
+        (&["-G", "dev"], "agent-extra-socket"),
+        (&["-c", "web", "dev"], "docker exec -it web sh"),
+        (&["--container-user", "bob", "dev"], "--container-user"),
     ] {
         let mut command = ssh(&cluster, words);
         command.env_remove("SSH_AUTH_SOCK");

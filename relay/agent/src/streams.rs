@@ -186,7 +186,7 @@ impl Streams {
             return Err(Refusal::new(StatusCode::FORBIDDEN, REVERSE_BLOCKED));
         }
         if self.shared().listeners >= LISTENERS {
-            let many = "the workspace has too many reverse forwards";
+            let many = format!("an agent listens for {LISTENERS} reverse forwards at most");
             return Err(Refusal::new(StatusCode::TOO_MANY_REQUESTS, many));
         }
         let listeners = match place {

@@ -11,7 +11,6 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
-use clap::builder::BoolishValueParser;
 use relay_engine::Engine;
 use relay_forward::event::Reporter;
 use relay_forward::{Board, Forwarder, Monitor, Options, Row, Wanted};
@@ -24,7 +23,7 @@ use tokio::task::JoinSet;
 
 use self::backend::Events;
 use self::config::Chosen;
-use super::tunnel::{EngineArgs, TunnelArgs};
+use super::tunnel::{AutostartArgs, EngineArgs, TunnelArgs};
 use super::{block_on, interrupted};
 use crate::cli::{Global, environment};
 use crate::output::{self, Format, one_line};
@@ -81,16 +80,8 @@ pub(crate) struct Args {
     /// A set of that file; may be repeated
     #[arg(long, value_name = "NAME", requires = "config")]
     set: Vec<String>,
-    /// Do not start a stopped workspace
-    #[arg(long, env = "CODER_SSH_DISABLE_AUTOSTART", hide_env_values = true)]
-    #[arg(num_args = 0..=1, require_equals = true, default_value = "false")]
-    #[arg(
-        default_missing_value = "true",
-        hide_default_value = true,
-        hide_possible_values = true
-    )]
-    #[arg(value_parser = BoolishValueParser::new(), value_name = "BOOL")]
-    disable_autostart: bool,
+    #[command(flatten)]
+    autostart: AutostartArgs,
     /// Print what would be forwarded and stop
     #[arg(long)]
     dry_run: bool,
@@ -161,7 +152,7 @@ pub(crate) fn run(args: Args, global: &Global) -> Result<()> {
     let helper = NetHelper::spawn()?;
     relay_engine::limits::raise_descriptor_limit();
     let options = Options {
-        autostart: !args.disable_autostart,
+        autostart: args.autostart.allowed(),
         direct: !global.disable_direct_connections,
         stack: args.tunnel.stack,
         max_mtu: args.tunnel.max_mtu,

@@ -45,7 +45,7 @@ pub(crate) struct Args {
     /// How to print the results
     #[arg(short, long, value_enum, default_value_t, value_name = "FORMAT")]
     output: Format,
-    /// Columns of the table, in this order
+    /// Columns of the table, in this order, with commas between them
     #[arg(short, long, value_enum, ignore_case = true, value_delimiter = ',')]
     #[arg(default_values_t = [Column::Interval, Column::Throughput], value_name = "COLUMNS")]
     column: Vec<Column>,

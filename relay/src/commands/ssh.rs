@@ -22,7 +22,7 @@ use relay_wire::remote_forward::RemoteForward;
 use self::console::Lost;
 use self::terminal::Restore;
 use super::block_on;
-use super::tunnel::TunnelArgs;
+use super::tunnel::{AutostartArgs, TunnelArgs};
 use crate::cli::{Global, environment, list};
 use crate::duration;
 use crate::output;
@@ -111,16 +111,8 @@ pub(crate) struct Args {
     #[arg(num_args = 0..=1, require_equals = true, default_value = "false")]
     #[arg(default_missing_value = "true", value_parser = BoolishValueParser::new())]
     no_wait: bool,
-    /// Do not start a stopped workspace
-    #[arg(long, env = "CODER_SSH_DISABLE_AUTOSTART", hide_env_values = true)]
-    #[arg(num_args = 0..=1, require_equals = true, default_value = "false")]
-    #[arg(
-        default_missing_value = "true",
-        hide_default_value = true,
-        hide_possible_values = true
-    )]
-    #[arg(value_parser = BoolishValueParser::new(), value_name = "BOOL")]
-    disable_autostart: bool,
+    #[command(flatten)]
+    autostart: AutostartArgs,
     /// What the deployment is told that the workspace is used for: ssh, vscode, jetbrains, or
     /// disable
     #[arg(long, env = "CODER_SSH_USAGE_APP", hide = true, default_value = "ssh")]
@@ -304,7 +296,7 @@ fn link(
     // Before any thread exists: the helper is forked.
     let helper = NetHelper::spawn()?;
     let options = Options {
-        autostart: !args.disable_autostart,
+        autostart: args.autostart.allowed(),
         direct: !global.disable_direct_connections,
         stack: args.tunnel.stack,
         max_mtu: args.tunnel.max_mtu,

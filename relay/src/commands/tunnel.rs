@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use clap::builder::BoolishValueParser;
 use relay_engine::Engine;
 use relay_tunnel::endpoint::{BUSY_POLL, MAX_LOOPS, MAX_MTU, StackChoice, usual_loops};
 use relay_tunnel::stack::Offloads;
@@ -51,6 +52,28 @@ impl OffloadsArgs {
     /// Those that may be used.
     pub(super) fn allowed(&self) -> Offloads {
         self.disable_offloads
+    }
+}
+
+/// Whether a stopped workspace is started.
+#[derive(clap::Args)]
+pub(super) struct AutostartArgs {
+    /// Do not start a stopped workspace
+    #[arg(long, env = "CODER_SSH_DISABLE_AUTOSTART", hide_env_values = true)]
+    #[arg(num_args = 0..=1, require_equals = true, default_value = "false")]
+    #[arg(
+        default_missing_value = "true",
+        hide_default_value = true,
+        hide_possible_values = true
+    )]
+    #[arg(value_parser = BoolishValueParser::new(), value_name = "BOOL")]
+    disable_autostart: bool,
+}
+
+impl AutostartArgs {
+    /// Whether it may be.
+    pub(super) fn allowed(&self) -> bool {
+        !self.disable_autostart
     }
 }
 

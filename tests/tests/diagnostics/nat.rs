@@ -35,7 +35,7 @@ fn told(mut ping: Process) -> Value {
 
 #[test]
 fn a_router_that_opens_for_udp_makes_the_path_direct_and_ping_says_so() {
-    needs!(Need::Namespaces, Need::Nft);
+    needs!(Need::Namespaces, Need::Nat);
     let cluster = behind(Mapping::EndpointIndependent);
     cluster.routers[0].block_udp();
     let mut text = start_ping(&cluster, &[]);
@@ -84,7 +84,7 @@ fn a_router_that_opens_for_udp_makes_the_path_direct_and_ping_says_so() {
 
 #[test]
 fn nats_that_map_each_destination_elsewhere_leave_the_relay_and_are_named() {
-    needs!(Need::Namespaces, Need::Nft);
+    needs!(Need::Namespaces, Need::Nat);
     let cluster = behind(Mapping::EndpointDependent);
     let mut text = start_ping(&cluster, &[]);
     let program = start_ping(&cluster, &["-o", "json"]);
@@ -112,8 +112,8 @@ fn nats_that_map_each_destination_elsewhere_leave_the_relay_and_are_named() {
 }
 
 #[test]
-fn a_friendly_nat_on_both_sides_lets_a_direct_path_through() {
-    needs!(Need::Namespaces, Need::Nft);
+fn a_friendly_nat_on_both_sides_lets_a_direct_path_through_unless_it_drops_large_packets() {
+    needs!(Need::Namespaces, Need::Nat);
     let cluster = behind(Mapping::EndpointIndependent);
     let ping = start_ping(&cluster, &["-o", "json"]);
     let direct = format!("path: direct via {}:", cluster.routers[1].outer());
@@ -125,4 +125,13 @@ fn a_friendly_nat_on_both_sides_lets_a_direct_path_through() {
     let told = told(ping);
     assert_eq!(told["path"]["direct"], true, "{told}");
     assert_eq!(told["path"]["reason"], Value::Null, "{told}");
+
+    cluster.routers[0].block_udp_from(1300);
+    let ping = start_ping(&cluster, &["-o", "json"]);
+    ping.wait_line(
+        &format!("{RELAYED}the direct path carries small packets only"),
+        PATIENCE,
+    );
+    let told = self::told(ping);
+    assert_eq!(told["path"]["reason"], "mtu", "{told}");
 }
