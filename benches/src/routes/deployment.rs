@@ -173,6 +173,7 @@ impl Deployment {
         let mut command = Command::new(&self.program);
         command
             .args(["port-forward", name, "--tcp", &spec, "--udp", &spec])
+            .arg("--always-tunnel")
             .args(&tunnel.near)
             .envs(tunnel.log.map(|filter| ("RELAY_LOG", filter)))
             .env("CODER_URL", &self.url)

@@ -1,6 +1,7 @@
 //! The agent's own HTTP API, on a port of the tunnel that is never an app's (coder_facts §2.17):
 //! what listens on this machine, and the streams that relay's own clients ask for.
 
+use std::io;
 use std::sync::{Arc, Mutex as StdMutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -8,10 +9,12 @@ use bytes::Bytes;
 use http::header::{CONNECTION, CONTENT_TYPE, HeaderValue, UPGRADE};
 use http::{Method, Request, Response, StatusCode};
 use http_body_util::Full;
+use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use relay_wire::same_host::{self, Invitation, Secret};
 use serde::Serialize;
 use tokio::net::TcpStream;
 use tokio::sync::Mutex;
@@ -50,6 +53,29 @@ struct Message<'a> {
 /// What a connection is for, once it is no more HTTP's.
 type Next = Arc<StdMutex<Option<(OnUpgrade, Work)>>>;
 
+/// Has the peer prove that it runs on this machine; it has sent that challenge.
+pub(crate) type Invite = Arc<dyn Fn(Secret) -> io::Result<Invitation> + Send + Sync>;
+
+/// Answers a peer that wants to prove that it runs on this machine.
+fn invited<B>(
+    request: &Request<B>,
+    invite: &dyn Fn(Secret) -> io::Result<Invitation>,
+) -> Response<Full<Bytes>> {
+    let challenge = request.headers().get(same_host::CHALLENGE);
+    let challenge = challenge.and_then(|text| Secret::from_hex(text.to_str().ok()?));
+    let Some(challenge) = challenge else {
+        return say(StatusCode::BAD_REQUEST, "The challenge is missing.");
+    };
+    match invite(challenge) {
+        Ok(invitation) => Response::new(Full::new(invitation.to_text().into())),
+        Err(error) => {
+            tracing::debug!(%error, "nobody can be invited");
+            let why = "Nobody can be invited now.";
+            say(StatusCode::SERVICE_UNAVAILABLE, why)
+        }
+    }
+}
+
 impl Api {
     /// An API with these streams, of an agent that listens on this port itself.
     pub(crate) fn new(streams: Streams, own: Option<u16>) -> Self {
@@ -60,13 +86,25 @@ impl Api {
         }
     }
 
-    /// Serves a connection to its end.
-    pub(crate) async fn serve(self: Arc<Self>, stream: TcpStream) {
+    /// The streams that relay's own clients ask for.
+    pub(crate) fn streams(&self) -> &Streams {
+        &self.streams
+    }
+
+    /// Serves a peer's connection to its end.
+    pub(crate) async fn serve(self: Arc<Self>, stream: TcpStream, invite: Invite) {
         let next = Next::default();
         let (api, noted) = (Arc::clone(&self), Arc::clone(&next));
-        let service = service_fn(move |request| {
-            let (api, next) = (Arc::clone(&api), Arc::clone(&noted));
-            async move { Ok::<_, std::convert::Infallible>(api.answer(request, &next).await) }
+        let service = service_fn(move |request: Request<Incoming>| {
+            let (api, next, invite) = (Arc::clone(&api), Arc::clone(&noted), Arc::clone(&invite));
+            async move {
+                let asks = request.method() == Method::POST;
+                let answer = match asks && request.uri().path() == same_host::PATH {
+                    true => invited(&request, &*invite),
+                    false => api.answer(request, &next).await,
+                };
+                Ok::<_, std::convert::Infallible>(answer)
+            }
         });
         let connection = http1::Builder::new()
             .timer(TokioTimer::new())
@@ -123,7 +161,7 @@ impl Api {
         }
     }
 
-    async fn ports(&self) -> std::io::Result<Bytes> {
+    async fn ports(&self) -> io::Result<Bytes> {
         let mut kept = self.ports.lock().await;
         if let Some((made, list)) = &*kept
             && made.elapsed() < FRESH
@@ -233,7 +271,10 @@ mod tests {
         let address = listener.local_addr().unwrap();
         let mut peer = TcpStream::connect(address).await.unwrap();
         let (stream, _) = listener.accept().await.unwrap();
-        let serving = tokio::spawn(Arc::new(Api::new(Streams::default(), None)).serve(stream));
+        let serving = tokio::spawn(
+            Arc::new(Api::new(Streams::default(), None))
+                .serve(stream, Arc::new(|_| Err(io::ErrorKind::Other.into()))),
+        );
         peer.write_all(b"\x16\x03\x01\x00\x00nonsense\r\n\r\n")
             .await
             .unwrap();

@@ -8,6 +8,7 @@ pub mod health;
 pub mod listening;
 mod metrics;
 mod peers;
+mod same_host;
 mod speedtest;
 pub mod ssh;
 mod streams;
@@ -37,6 +38,7 @@ use url::Url;
 use api::Api;
 pub use error::Error;
 use peers::Peers;
+use same_host::Neighbours;
 use traffic::Traffic;
 
 /// The protocol wants a version with a `v`.
@@ -124,12 +126,15 @@ async fn serve(config: Config, session: &mut AgentSession, nodes: OwnNode) -> Re
     let counted = Arc::clone(&traffic);
     session.report(Arc::new(move || counted.report()));
     let streams = streams::Streams::new(ssh.options(), engine, Arc::clone(&traffic));
+    let neighbours = Neighbours::default();
     let service = tcp::Service {
         engine,
         api: Arc::new(Api::new(streams, own_port.map(|address| address.port()))),
         ssh,
         speed_tests: Default::default(),
         traffic: Arc::clone(&traffic),
+        neighbours: neighbours.clone(),
+        open: tcp::Open::default(),
     };
     for (runtime, incoming) in tunnel.incoming_by_loop() {
         tasks.spawn_on(tcp::serve(incoming, service.clone()), &runtime);
@@ -153,7 +158,7 @@ async fn serve(config: Config, session: &mut AgentSession, nodes: OwnNode) -> Re
         },
     ));
 
-    let mut peers = Peers::new(tunnel.clone());
+    let mut peers = Peers::new(tunnel.clone(), neighbours);
     loop {
         tokio::select! {
             event = session.event() => {

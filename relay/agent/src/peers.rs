@@ -14,6 +14,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
 use uuid::Uuid;
 
+use crate::same_host::Neighbours;
 use roll::{Roll, Round};
 
 /// How long a peer may take to answer whose control connection was closed.
@@ -22,6 +23,7 @@ const ANSWER: Duration = Duration::from_secs(20);
 /// The peers that are installed.
 pub(crate) struct Peers {
     tunnel: Endpoint,
+    neighbours: Neighbours,
     roll: Roll,
     addresses: HashMap<Uuid, Ipv6Addr>,
     /// Each comes back with whether the peer has answered.
@@ -37,9 +39,10 @@ pub(crate) enum Due {
 }
 
 impl Peers {
-    pub(crate) fn new(tunnel: Endpoint) -> Peers {
+    pub(crate) fn new(tunnel: Endpoint, neighbours: Neighbours) -> Peers {
         Peers {
             tunnel,
+            neighbours,
             roll: Roll::default(),
             addresses: HashMap::new(),
             asked: JoinSet::new(),
@@ -75,7 +78,9 @@ impl Peers {
 
     /// The peer took its leave.
     pub(crate) async fn gone(&mut self, id: Uuid) -> Result<(), Error> {
-        self.addresses.remove(&id);
+        if let Some(address) = self.addresses.remove(&id) {
+            self.neighbours.end(address);
+        }
         if self.roll.gone(id) {
             self.tunnel.remove_peer(id).await?;
         }
@@ -123,5 +128,12 @@ impl Peers {
             }
         }
         Ok(())
+    }
+}
+
+/// Who hands connections over does so by the right to use the tunnel.
+impl Drop for Peers {
+    fn drop(&mut self) {
+        self.neighbours.end_all();
     }
 }

@@ -38,6 +38,8 @@ const TIMES: u32 = 3;
 /// Most listeners of all peers.
 const LISTENERS: usize = 256;
 
+const NAME_SOMETHING: &str = "Name an absolute unix path, a port or an id.";
+
 /// All streams of an agent.
 #[derive(Debug, Default)]
 pub(crate) struct Streams {
@@ -94,6 +96,12 @@ enum Kind {
 enum Listener {
     Tcp(TcpListener),
     Unix(Bound),
+}
+
+impl Work {
+    fn join(app: App) -> Self {
+        Self(Kind::Join(app))
+    }
 }
 
 /// Why there is no stream.
@@ -156,12 +164,11 @@ impl Streams {
     pub(crate) async fn open(&self, target: &str, query: &str) -> Result<Work, Refusal> {
         let named = Named::read(query);
         match (target, named) {
-            ("dial", Some(Named::Socket(path))) => self.dial(&path).await,
+            ("dial", Some(Named::Socket(path))) => self.dial_app(&path).await.map(Work::join),
             ("listen", Some(named @ (Named::Port(_) | Named::Socket(_)))) => self.listen(&named),
-            ("connection", Some(Named::Connection(id))) => self.take(id),
+            ("connection", Some(Named::Connection(id))) => self.take_app(id).map(Work::join),
             ("dial" | "listen" | "connection", _) => {
-                let what = "Name an absolute unix path, a port or an id.";
-                Err(Refusal::new(StatusCode::BAD_REQUEST, what))
+                Err(Refusal::new(StatusCode::BAD_REQUEST, NAME_SOMETHING))
             }
             _ => {
                 let what = "The agent has nothing here.";
@@ -170,14 +177,22 @@ impl Streams {
         }
     }
 
-    async fn dial(&self, path: &Path) -> Result<Work, Refusal> {
+    /// Connects to a Unix socket of the workspace.
+    pub(crate) async fn dial(&self, path: &Path) -> Result<End, Refusal> {
+        Ok(self.dial_app(path).await?.into())
+    }
+
+    async fn dial_app(&self, path: &Path) -> Result<App, Refusal> {
+        if !path.is_absolute() {
+            return Err(Refusal::new(StatusCode::BAD_REQUEST, NAME_SOMETHING));
+        }
         if self.options.block_local_forwarding {
             return Err(Refusal::new(StatusCode::FORBIDDEN, LOCAL_BLOCKED));
         }
         let dialled = tokio::time::timeout(DIAL, UnixStream::connect(path)).await;
         let dialled = dialled.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
         let app = dialled.map_err(|error| Refusal::io(StatusCode::BAD_GATEWAY, &error))?;
-        Ok(Work(Kind::Join(App::Unix(app))))
+        Ok(App::Unix(app))
     }
 
     fn listen(&self, place: &Named) -> Result<Work, Refusal> {
@@ -203,10 +218,14 @@ impl Streams {
         Ok(Work(Kind::Listen(listeners)))
     }
 
-    fn take(&self, id: u64) -> Result<Work, Refusal> {
+    /// A connection that waits to be taken.
+    pub(crate) fn take(&self, id: u64) -> Result<End, Refusal> {
+        Ok(self.take_app(id)?.into())
+    }
+
+    fn take_app(&self, id: u64) -> Result<App, Refusal> {
         let app = self.shared().waiting.remove(&id);
-        let gone = || Refusal::new(StatusCode::GONE, "the connection has ended");
-        Ok(Work(Kind::Join(app.ok_or_else(gone)?)))
+        app.ok_or_else(|| Refusal::new(StatusCode::GONE, "the connection has ended"))
     }
 
     /// Does the work on a stream, to its end.

@@ -13,6 +13,7 @@ use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 
 use crate::api::{self, Api};
+use crate::same_host::Neighbours;
 use crate::speedtest::{self, SpeedTests};
 use crate::ssh;
 use crate::traffic::{Protocol, Traffic};
@@ -31,43 +32,53 @@ pub(crate) struct Service {
     pub(crate) ssh: Arc<ssh::Server>,
     pub(crate) speed_tests: SpeedTests,
     pub(crate) traffic: Arc<Traffic>,
+    pub(crate) neighbours: Neighbours,
+    /// What peers have open, by whatever way.
+    pub(crate) open: Open,
 }
 
 /// Serves the connections of the peers of one loop, in the runtime of that loop, until the tunnel is
 /// closed.
 pub(crate) async fn serve(mut incoming: mpsc::Receiver<Incoming>, service: Service) {
-    let open = Open::default();
     while let Some(wanted) = incoming.recv().await {
         let source = wanted.source();
-        let Some(place) = open.take(*source.ip()) else {
+        let Some(place) = service.open.take(*source.ip()) else {
             tracing::debug!(%source, "a peer has too many connections open; one more is refused");
             wanted.refuse();
             continue;
         };
         let service = service.clone();
         tokio::spawn(async move {
-            let Service {
-                engine,
-                api,
-                ssh,
-                speed_tests,
-                traffic,
-            } = service;
             match wanted.port() {
-                api::PORT => answer(wanted, api).await,
-                speedtest::PORT => measure(wanted, speed_tests).await,
-                port if ssh::PORTS.contains(&port) => log_in(wanted, ssh, &traffic).await,
-                _ => connect(wanted, engine, &traffic).await,
+                api::PORT => answer(wanted, service).await,
+                speedtest::PORT => measure(wanted, service.speed_tests).await,
+                port if ssh::PORTS.contains(&port) => {
+                    log_in(wanted, service.ssh, &service.traffic).await;
+                }
+                _ => connect(wanted, service.engine, &service.traffic).await,
             }
             drop(place);
         });
     }
 }
 
+/// Whether the agent itself answers at a port.
+pub(crate) fn is_own(port: u16) -> bool {
+    port == api::PORT || port == speedtest::PORT || ssh::PORTS.contains(&port)
+}
+
 /// Serves what the agent itself answers.
-async fn answer(wanted: Incoming, api: Arc<Api>) {
+async fn answer(wanted: Incoming, service: Service) {
+    let source = *wanted.source().ip();
     match wanted.accept().await {
-        Ok(peer) => api.serve(peer).await,
+        Ok(peer) => {
+            let api = Arc::clone(&service.api);
+            let invite = move |challenge| {
+                let neighbours = service.neighbours.clone();
+                neighbours.invite(source, challenge, service.clone())
+            };
+            api.serve(peer, Arc::new(invite)).await;
+        }
         Err(error) => tracing::debug!(%error, "the peer went away before it was connected"),
     }
 }
@@ -119,7 +130,7 @@ async fn connect(wanted: Incoming, engine: Engine, traffic: &Arc<Traffic>) {
 }
 
 /// Dials a port of this machine's loopback: IPv4 first, as most apps listen there.
-async fn dial(port: u16) -> io::Result<TcpStream> {
+pub(crate) async fn dial(port: u16) -> io::Result<TcpStream> {
     let mut last = io::ErrorKind::ConnectionRefused.into();
     for loopback in LOOPBACKS {
         let address = SocketAddr::new(loopback, port);
@@ -146,16 +157,16 @@ fn is_itself(stream: &TcpStream, remote: SocketAddr) -> bool {
 
 /// Connections that are open, by peer.
 #[derive(Clone, Default)]
-struct Open(Arc<Mutex<HashMap<Ipv6Addr, usize>>>);
+pub(crate) struct Open(Arc<Mutex<HashMap<Ipv6Addr, usize>>>);
 
 /// One connection's place; given back when dropped.
-struct Place {
+pub(crate) struct Place {
     open: Open,
     peer: Ipv6Addr,
 }
 
 impl Open {
-    fn take(&self, peer: Ipv6Addr) -> Option<Place> {
+    pub(crate) fn take(&self, peer: Ipv6Addr) -> Option<Place> {
         let mut open = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let count = open.entry(peer).or_default();
         if *count >= PER_PEER {

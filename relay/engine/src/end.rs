@@ -1,7 +1,7 @@
 //! One end of a pump: a stream socket that is given to an engine.
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
 use rustix::net::RecvFlags;
@@ -49,6 +49,14 @@ impl From<OwnedFd> for End {
 }
 
 impl End {
+    /// Its descriptor, unless there is none.
+    pub fn as_fd(&self) -> Option<BorrowedFd<'_>> {
+        match &self.0 {
+            Kind::Watched(stream) => Some(stream.as_fd()),
+            Kind::Other(fd) => Some(fd.as_ref().ok()?.as_fd()),
+        }
+    }
+
     pub(crate) fn into_kind(self) -> Kind {
         self.0
     }

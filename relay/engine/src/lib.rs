@@ -7,6 +7,7 @@ pub mod accept;
 mod ebpf;
 mod end;
 mod epoll;
+pub mod handover;
 pub mod limits;
 mod listen;
 mod pump;

@@ -5,6 +5,7 @@
 use std::io;
 use std::time::Duration;
 
+use relay_wire::same_host::{self, Invitation, Secret};
 use serde::Deserialize;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -62,6 +63,36 @@ pub(crate) async fn listening<W: Way>(way: &W) -> io::Result<Vec<Port>> {
     }
     let list: Ports = serde_json::from_slice(body)?;
     Ok(list.ports.unwrap_or_default())
+}
+
+/// Asks where an agent that runs on this machine listens, and with what one is let in there.
+pub(crate) async fn invite<W: Way>(way: &W, challenge: &Secret) -> io::Result<Invitation> {
+    let mut stream = connect(way).await?;
+    let request = format!(
+        "POST {} HTTP/1.0\r\nHost: agent\r\n{}: {}\r\nContent-Length: 0\r\n\r\n",
+        same_host::PATH,
+        same_host::CHALLENGE,
+        challenge.reveal_hex()
+    );
+    let exchange = async {
+        stream.write_all(request.as_bytes()).await?;
+        let mut answer = Vec::new();
+        let mut limited = (&mut stream).take(LONGEST_HEAD as u64);
+        limited.read_to_end(&mut answer).await?;
+        Ok(answer)
+    };
+    let answer = within(exchange).await?;
+    let head = Head::read(&answer)?.ok_or(io::ErrorKind::UnexpectedEof)?;
+    let body = &answer[head.length..];
+    match head.status {
+        200 => {
+            let text = std::str::from_utf8(body).ok();
+            text.and_then(Invitation::from_text)
+                .ok_or_else(|| io::ErrorKind::InvalidData.into())
+        }
+        503 => Err(refusal(503, body)),
+        _ => Err(io::ErrorKind::Unsupported.into()),
+    }
 }
 
 /// A stream to a Unix socket of the workspace.

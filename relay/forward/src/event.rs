@@ -180,6 +180,8 @@ pub enum Event {
     },
     /// How the agent is reached from now on.
     Path(Path),
+    /// The agent runs on this machine: connections are handed over to it, past the tunnel.
+    SameHost,
     /// The agent went away. The local sockets stay.
     AgentLost,
     /// The agent, or the one of the rebuilt workspace, answers.
@@ -378,6 +380,7 @@ impl fmt::Display for Event {
                 write!(out, "Stopped listening on '{proto}://{local}': {reason}")
             }
             Self::Path(path) => write!(out, "path: {path}"),
+            Self::SameHost => out.write_str("path: same host, connections go past the tunnel"),
             Self::AgentLost => out.write_str("agent lost, waiting"),
             Self::AgentBack => out.write_str("agent back"),
         }

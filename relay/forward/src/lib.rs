@@ -53,6 +53,7 @@ mod ping;
 mod plan;
 mod reverse;
 mod run;
+mod same_host;
 mod serve;
 pub mod speedtest;
 pub mod ssh;

@@ -8,6 +8,7 @@ use uuid::Uuid;
 
 use crate::find::Found;
 use crate::ping::Route;
+use crate::same_host::Neighbour;
 use crate::tunnel::Regions;
 
 /// How long the agent may take to answer the ping that measures the way.
@@ -21,6 +22,7 @@ pub struct Monitor(Arc<Mutex<Option<Seen>>>);
 struct Seen {
     endpoint: Endpoint,
     regions: Regions,
+    neighbour: Neighbour,
     owner: String,
     workspace: String,
     agent: String,
@@ -38,6 +40,8 @@ pub struct Snapshot {
     pub agent: String,
     /// How the agent is reached.
     pub route: Route,
+    /// Whether the agent runs on this machine and connections are handed over to it.
+    pub same_host: bool,
     /// The round trip to it; none when it does not answer now.
     pub rtt: Option<Duration>,
     /// The largest packet inside the tunnel, bytes.
@@ -58,9 +62,10 @@ impl Monitor {
     }
 
     /// Has it see a tunnel; until the guard is dropped.
-    pub(crate) fn watch(&self, endpoint: &Endpoint) -> Watched {
+    pub(crate) fn watch(&self, endpoint: &Endpoint, neighbour: &Neighbour) -> Watched {
         Watched {
             monitor: self.clone(),
+            neighbour: neighbour.clone(),
             endpoint: endpoint.clone(),
         }
     }
@@ -70,6 +75,7 @@ impl Monitor {
         let Seen {
             endpoint,
             regions,
+            neighbour,
             owner,
             workspace,
             agent,
@@ -83,6 +89,7 @@ impl Monitor {
             workspace,
             agent,
             route: Route::of(state, &regions),
+            same_host: neighbour.is_here(),
             rtt: pong.ok().and_then(Result::ok).map(|pong| pong.rtt),
             mtu: stats.mtu,
             handshake_age: stats.handshake_age,
@@ -96,6 +103,7 @@ impl Monitor {
 /// A tunnel that a monitor sees.
 pub(crate) struct Watched {
     monitor: Monitor,
+    neighbour: Neighbour,
     endpoint: Endpoint,
 }
 
@@ -105,6 +113,7 @@ impl Watched {
         let seen = Seen {
             endpoint: self.endpoint.clone(),
             regions: regions.clone(),
+            neighbour: self.neighbour.clone(),
             owner: found.workspace.owner_name.clone(),
             workspace: found.workspace.name.clone(),
             agent: found.agent.name.clone(),

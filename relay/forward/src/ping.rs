@@ -11,7 +11,11 @@ use relay_tunnel::stack::NetHelper;
 use crate::Error;
 use crate::event::{Path, Reporter};
 use crate::run::answered;
+use crate::same_host;
 use crate::tunnel::{self, Options, Regions, Tunnel};
+
+/// How long an agent may take to show that it runs on this machine.
+const LOOK: Duration = Duration::from_secs(2);
 
 /// How pings are sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,6 +66,8 @@ pub struct Report {
     pub mtu: u16,
     /// Age of the keys in use, if there are any.
     pub handshake_age: Option<Duration>,
+    /// Whether the agent runs on this machine, so that forwards go past the tunnel.
+    pub same_host: bool,
     /// The TCP/IP stack in use.
     pub stack: StackChoice,
     /// This machine's own network.
@@ -91,12 +97,18 @@ pub async fn ping(
     let regions = supervisor.regions.clone();
     let pings = async {
         answered(&tunnel, &report, &name).await?;
+        let mut same_host = false;
+        let look = async {
+            let proven = tokio::time::timeout(LOOK, same_host::prove(&tunnel)).await;
+            same_host = matches!(proven, Ok(Ok(_)));
+        };
+        let pings = send(&tunnel, agent, &regions, pace, each);
         tokio::select! {
             biased;
             () = &mut shutdown => {}
-            () = send(&tunnel, agent, &regions, pace, each) => {}
+            _ = async { tokio::join!(pings, look) } => {}
         }
-        describe(&tunnel, agent, name, &regions).await
+        describe(&tunnel, agent, name, same_host, &regions).await
     };
     let result = tokio::select! {
         error = supervisor.run() => Err(error),
@@ -142,6 +154,7 @@ async fn describe(
     tunnel: &Tunnel,
     agent: uuid::Uuid,
     name: String,
+    same_host: bool,
     regions: &Regions,
 ) -> Result<Report, Error> {
     let endpoint = &tunnel.endpoint;
@@ -152,6 +165,7 @@ async fn describe(
         route: Route::of(state, regions),
         mtu: stats.mtu,
         handshake_age: stats.handshake_age,
+        same_host,
         stack: endpoint.stack(),
         survey: endpoint.survey().await?,
     })

@@ -7,9 +7,10 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use relay_engine::{End, Engine, pump_counted};
+use relay_engine::{End, Engine, Side, pump_counted};
 use relay_wire::forwards::AnyForward;
 use relay_wire::remote_forward::{REMOTE_BIND, RemoteForward};
+use relay_wire::same_host::To;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::tcp::OwnedWriteHalf;
@@ -180,6 +181,17 @@ impl<W: Way> Reverse<W> {
             };
             // The listener's stream does not wait for what is open.
             drop(refuse);
+            if let Some(socket) = here.as_fd() {
+                let moved = (&counted.moved, Side::B);
+                match way.hand_over(To::Accepted(id), socket, moved).await {
+                    Some(Ok(handed)) => {
+                        drop(here);
+                        return handed.ended().await;
+                    }
+                    Some(Err(error)) => return counted.fail(reason(&error)),
+                    None => {}
+                }
+            }
             match agent_api::take(&way, id).await {
                 Ok(there) => {
                     let summary = pump_counted(there, here, engine, &counted.moved).await;

@@ -19,7 +19,7 @@ use crate::event::{Event, Reporter};
 use crate::plan::Plan;
 use crate::serve::Server;
 use crate::tunnel::{self, Options, Tunnel};
-use crate::{Error, auto, listeners, usage};
+use crate::{Error, auto, listeners, same_host, usage};
 
 /// How long the agent may take to answer before that is told.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -150,7 +150,7 @@ impl Forwarder {
         let (plan, rows) = plan(&wanted.forwards);
         report.tell(Event::Plan(rows));
         let steering = listeners::prepare(&plan, &report).await?;
-        let client = self.options.client.clone();
+        let (client, same_host) = (self.options.client.clone(), self.options.same_host);
         let (tunnel, mut supervisor) = tokio::select! {
             biased;
             () = &mut shutdown => return Ok(()),
@@ -163,6 +163,7 @@ impl Forwarder {
         let work = Work {
             server: Server::new(tunnel.clone(), self.engine, report.clone(), self.board),
             tunnel,
+            same_host,
             wanted,
             first: (plan, steering),
             report,
@@ -200,6 +201,8 @@ fn plan(forwards: &[AnyForward]) -> (Plan, Vec<crate::board::Row>) {
 /// All that is done once there is a tunnel.
 struct Work {
     tunnel: Tunnel,
+    /// Whether an agent on this machine is looked for.
+    same_host: bool,
     wanted: Wanted,
     first: (Plan, Option<Steering>),
     server: Server<Tunnel>,
@@ -221,10 +224,13 @@ impl Work {
             auto,
             stay,
         } = self.wanted;
+        let mut background = JoinSet::new();
+        if self.same_host {
+            background.spawn(same_host::keep(self.tunnel.clone()));
+        }
         if let Err(error) = self.server.open_first(forwards, self.first).await {
             return error;
         }
-        let mut background = JoinSet::new();
         background.spawn(usage::report(self.client, self.workspace, None));
         if auto {
             let board = self.handle.board.clone();

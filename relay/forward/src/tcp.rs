@@ -1,12 +1,14 @@
 //! One TCP or Unix listener: each connection is dialled in the workspace and pumped.
 
 use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
 
 use relay_engine::accept::Acceptor;
 use relay_engine::unix::Bound;
-use relay_engine::{Engine, pump_counted};
+use relay_engine::{Engine, Side, pump_counted};
 use relay_tunnel::endpoint::EarlyData;
 use relay_tunnel::stack::Stream;
+use relay_wire::same_host::To;
 use relay_wire::spec::Proto;
 use tokio::net::{TcpStream, UnixStream};
 use tokio::task::JoinSet;
@@ -15,6 +17,7 @@ use crate::agent_api;
 use crate::board::{Counted, Entry};
 use crate::event::{Event, Reporter};
 use crate::listeners::{Place, Remote};
+use crate::same_host::Handed;
 use crate::way::{Way, reason};
 
 /// Looks at a socket for its first bytes, where no time is to be lost: a few microseconds in all.
@@ -100,6 +103,17 @@ async fn carry<W: Way>(
     report: Reporter,
     mut counted: Counted,
 ) {
+    match hand_over(&way, &remote, local.as_fd(), &counted).await {
+        Some(Ok(handed)) => {
+            drop(local);
+            return handed.ended().await;
+        }
+        Some(Err(error)) => {
+            fail(&remote, &error, &report, counted);
+            return relay_engine::abort(local);
+        }
+        None => {}
+    }
     let kernel = |(far, early)| (Stream::Kernel(far), early);
     let connected = match (&remote, way.early_data()) {
         // The engine sockmap joins only connections of which nothing was read yet.
@@ -134,6 +148,14 @@ async fn carry_unix<W: Way>(
     report: Reporter,
     counted: Counted,
 ) {
+    match hand_over(&way, &remote, local.as_fd(), &counted).await {
+        Some(Ok(handed)) => {
+            drop(local);
+            return handed.ended().await;
+        }
+        Some(Err(error)) => return fail(&remote, &error, &report, counted),
+        None => {}
+    }
     let connected = match &remote {
         Remote::Port(port) => way.connect(*port, &[]).await.map(|(far, _)| far),
         Remote::Socket(path) => agent_api::dial_socket(&way, path).await,
@@ -145,6 +167,20 @@ async fn carry_unix<W: Way>(
         }
         Err(error) => fail(&remote, &error, &report, counted),
     }
+}
+
+/// Hands a connection over to an agent on this machine, if there is one.
+async fn hand_over<W: Way>(
+    way: &W,
+    remote: &Remote,
+    local: BorrowedFd<'_>,
+    counted: &Counted,
+) -> Option<io::Result<Handed>> {
+    let to = match remote {
+        Remote::Port(port) => To::Port(*port),
+        Remote::Socket(path) => To::Socket(path.to_string()),
+    };
+    way.hand_over(to, local, (&counted.moved, Side::A)).await
 }
 
 fn fail(remote: &Remote, error: &io::Error, report: &Reporter, counted: Counted) {

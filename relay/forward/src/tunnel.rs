@@ -4,11 +4,14 @@
 use std::collections::HashMap;
 use std::io;
 use std::net::{Ipv6Addr, SocketAddrV6};
+use std::os::fd::BorrowedFd;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use relay_control::client::{Coordination, Event as Control};
 use relay_control::rest::Client;
+use relay_engine::{Moved, Side};
 use relay_tunnel::capture::Capture;
 use relay_tunnel::datagram::Flow as TunnelFlow;
 use relay_tunnel::endpoint::{
@@ -22,6 +25,7 @@ use relay_wire::derp_map::DerpMap;
 use relay_wire::keys::{DiscoPrivate, NodePrivate, NodePublic};
 use relay_wire::names::WorkspaceName;
 use relay_wire::rest::{AgentStatus, Transition};
+use relay_wire::same_host::To;
 use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -32,6 +36,7 @@ use crate::Error;
 use crate::event::{Event, Path, Reporter};
 use crate::find::{self, Found};
 use crate::monitor::{Monitor, Watched};
+use crate::same_host::{Handed, Neighbour, Session};
 use crate::way::{Flow, Target, Way, dial, dial_once};
 
 /// How long a new connection may take, the wait for a lost agent included.
@@ -64,6 +69,8 @@ pub struct Options {
     pub offloads: Offloads,
     /// How long to look for an answer to a small message before sleeping.
     pub busy_poll: Duration,
+    /// Whether an agent on this machine is looked for, and connections are handed over to it.
+    pub same_host: bool,
     /// Sees the tunnel while it is open.
     pub monitor: Monitor,
     /// Where the packets inside the tunnel are recorded, if anywhere.
@@ -82,6 +89,7 @@ impl Options {
             max_mtu: MAX_MTU,
             offloads: Offloads::default(),
             busy_poll: Duration::from_micros(BUSY_POLL),
+            same_host: true,
             monitor: Monitor::default(),
             capture: None,
         }
@@ -93,6 +101,7 @@ impl Options {
 pub(crate) struct Tunnel {
     pub(crate) endpoint: Endpoint,
     pub(crate) target: watch::Receiver<Option<Target<Ipv6Addr>>>,
+    pub(crate) neighbour: Neighbour,
 }
 
 impl Tunnel {
@@ -126,6 +135,15 @@ impl Way for Tunnel {
         let (target, endpoint) = (self.target.clone(), &self.endpoint);
         let open = |address| endpoint.open(socket(address, port), &[]);
         Ok(dial(target, DIAL, open).await?.0)
+    }
+
+    async fn hand_over(
+        &self,
+        to: To,
+        socket: BorrowedFd<'_>,
+        moved: (&Moved, Side),
+    ) -> Option<io::Result<Handed>> {
+        self.neighbour.hand_over(to, socket, moved).await
     }
 
     fn early_data(&self) -> Option<EarlyData> {
@@ -182,6 +200,13 @@ enum Aside {
     Deleted,
 }
 
+/// How the agent is reached, as it was told.
+#[derive(Clone, PartialEq, Eq)]
+enum Told {
+    SameHost,
+    Tunnel(Path),
+}
+
 /// Keeps a tunnel pointed at the agent. It works only while [`Supervisor::run`] is polled.
 pub(crate) struct Supervisor {
     pub(crate) found: Found,
@@ -204,7 +229,9 @@ pub(crate) struct Supervisor {
     looking: bool,
     aside: JoinSet<Aside>,
     path: Option<Path>,
-    told_path: Option<Path>,
+    told_path: Option<Told>,
+    /// The agent on this machine, while it is that.
+    neighbour: watch::Receiver<Option<Arc<Session>>>,
     settled_at: Option<Instant>,
     /// The agent went away because its workspace was stopped.
     stopped: watch::Sender<bool>,
@@ -226,6 +253,7 @@ pub(crate) async fn open(
         max_mtu,
         offloads,
         busy_poll,
+        same_host: _,
         monitor,
         capture,
     } = options;
@@ -259,11 +287,13 @@ pub(crate) async fn open(
     config.capture = capture;
     let (endpoint, events) = relay_tunnel::endpoint::start(config, helper)?;
 
-    let watched = monitor.watch(&endpoint);
+    let neighbour = Neighbour::default();
+    let watched = monitor.watch(&endpoint, &neighbour);
     let (target, target_now) = watch::channel(None);
     let tunnel = Tunnel {
         endpoint: endpoint.clone(),
         target: target_now,
+        neighbour: neighbour.clone(),
     };
     let mut supervisor = Supervisor {
         found,
@@ -285,6 +315,7 @@ pub(crate) async fn open(
         aside: JoinSet::new(),
         path: None,
         told_path: None,
+        neighbour: neighbour.watch(),
         settled_at: None,
         stopped: watch::Sender::new(false),
         watched,
@@ -332,6 +363,7 @@ impl Supervisor {
                 self.node.send_replace(own);
             }
             Some(event) = self.events.recv() => self.note(event),
+            Ok(()) = self.neighbour.changed() => self.settled_at = Some(Instant::now()),
             Some(Ok(found)) = self.aside.join_next() => self.judge(found).await?,
             () = async { match settled {
                 Some(at) => sleep_until(at).await,
@@ -530,11 +562,16 @@ impl Supervisor {
 
     fn tell_path(&mut self) {
         self.settled_at = None;
-        if let Some(path) = &self.path
-            && self.told_path.as_ref() != Some(path)
-        {
-            self.told_path = Some(path.clone());
-            self.report.tell(Event::Path(path.clone()));
+        let path = match self.neighbour.borrow_and_update().is_some() {
+            true => Some(Told::SameHost),
+            false => self.path.clone().map(Told::Tunnel),
+        };
+        if path.is_some() && self.told_path != path {
+            self.told_path = path.clone();
+            self.report.tell(match path {
+                Some(Told::Tunnel(path)) => Event::Path(path),
+                _ => Event::SameHost,
+            });
         }
     }
 }

@@ -3,13 +3,18 @@
 
 use std::future::Future;
 use std::io;
+use std::os::fd::BorrowedFd;
 use std::time::Duration;
 
 use bytes::Bytes;
+use relay_engine::{Moved, Side};
 use relay_tunnel::endpoint::EarlyData;
 use relay_tunnel::stack::Stream;
+use relay_wire::same_host::To;
 use tokio::net::TcpStream;
 use tokio::sync::watch;
+
+use crate::same_host::Handed;
 
 /// Leads to ports of the workspace.
 pub(crate) trait Way: Clone + Send + Sync + 'static {
@@ -26,6 +31,18 @@ pub(crate) trait Way: Clone + Send + Sync + 'static {
     /// The same for a stream that is only carried, and without first bytes.
     fn open(&self, port: u16) -> impl Future<Output = io::Result<Stream>> + Send {
         async move { Ok(Stream::Kernel(self.connect(port, &[]).await?.0)) }
+    }
+
+    /// Hands a connection over to the other end, unread, when that is on this machine; `moved` counts
+    /// what comes from the socket as of that side. Nothing when that is not the way.
+    fn hand_over(
+        &self,
+        to: To,
+        socket: BorrowedFd<'_>,
+        moved: (&Moved, Side),
+    ) -> impl Future<Output = Option<io::Result<Handed>>> + Send {
+        let _ = (to, socket, moved);
+        std::future::ready(None)
     }
 
     /// Whether it pays to wait for a stream's first bytes before connecting.

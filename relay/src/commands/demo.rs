@@ -153,7 +153,7 @@ fn start_forward(
     };
     let mut command = stage.relay();
     command
-        .args(["port-forward", "demo", "--tcp"])
+        .args(["port-forward", "demo", "--always-tunnel", "--tcp"])
         .arg(format!("{}:{}:{}", local.ip(), local.port(), app.port()))
         .env("CODER_URL", url)
         .env("CODER_SESSION_TOKEN", &account.session);

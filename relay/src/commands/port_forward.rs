@@ -82,6 +82,9 @@ pub(crate) struct Args {
     set: Vec<String>,
     #[command(flatten)]
     autostart: AutostartArgs,
+    /// Send connections through the tunnel even when the workspace is on this machine
+    #[arg(long)]
+    always_tunnel: bool,
     /// Print what would be forwarded and stop
     #[arg(long)]
     dry_run: bool,
@@ -158,6 +161,7 @@ pub(crate) fn run(args: Args, global: &Global) -> Result<()> {
         max_mtu: args.tunnel.max_mtu,
         offloads: args.tunnel.offloads(),
         busy_poll: args.tunnel.busy_poll(),
+        same_host: !args.always_tunnel,
         ..Options::new(client, name)
     };
     let engine = args.engine.choose();

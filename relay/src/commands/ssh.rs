@@ -302,6 +302,7 @@ fn link(
         max_mtu: args.tunnel.max_mtu,
         offloads: args.tunnel.offloads(),
         busy_poll: args.tunnel.busy_poll(),
+        same_host: false,
         monitor: monitor.clone(),
         ..Options::new(client, name)
     };

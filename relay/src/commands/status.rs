@@ -95,6 +95,9 @@ fn text(running: &Running) -> String {
 }
 
 fn path(tunnel: &Tunnel) -> String {
+    if tunnel.same_host {
+        return "same host, connections go past the tunnel".to_owned();
+    }
     let via = tunnel.via.as_deref().unwrap_or("nothing");
     let kind = if tunnel.direct { "direct" } else { "relayed" };
     match &tunnel.explanation {
@@ -147,6 +150,7 @@ mod tests {
                 workspace: "alice/dev".to_owned(),
                 agent: "main".to_owned(),
                 direct: false,
+                same_host: false,
                 via: Some("Here".to_owned()),
                 reason: Some("udp_blocked".to_owned()),
                 explanation: Some("UDP is blocked".to_owned()),

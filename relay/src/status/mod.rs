@@ -67,6 +67,10 @@ pub(crate) struct Tunnel {
     pub(crate) workspace: String,
     pub(crate) agent: String,
     pub(crate) direct: bool,
+    /// The workspace is on this machine, and connections go past the tunnel. False in documents of
+    /// other versions.
+    #[serde(default)]
+    pub(crate) same_host: bool,
     /// The agent's address, or the relay's name.
     pub(crate) via: Option<String>,
     /// Why it is not direct.
@@ -112,6 +116,7 @@ impl From<Snapshot> for Tunnel {
         Self {
             workspace: format!("{}/{}", seen.owner, seen.workspace),
             agent: seen.agent,
+            same_host: seen.same_host,
             direct: matches!(route.path, Some(Path::Direct(_))),
             via: route.path.as_ref().map(|path| match path {
                 Path::Direct(address) => address.to_string(),

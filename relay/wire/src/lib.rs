@@ -18,6 +18,7 @@
 //! | [`forwards`] | forwards of every kind, by the text that names them |
 //! | [`remote_forward`] | what of a workspace leads back to this machine |
 //! | [`rest`] | JSON bodies of the HTTP API |
+//! | [`same_host`] | what relay's own ends say when they run on the same machine |
 //! | [`terminal`] | terminal modes of SSH |
 //! | [`wg`] | files of wg-quick, and forwards into a plain WireGuard tunnel |
 
@@ -33,6 +34,7 @@ pub mod names;
 pub mod proto;
 pub mod remote_forward;
 pub mod rest;
+pub mod same_host;
 pub mod spec;
 pub mod speedtest;
 pub mod stun;

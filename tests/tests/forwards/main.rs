@@ -5,6 +5,7 @@ mod auto;
 mod embed;
 mod json;
 mod reverse;
+mod same_host;
 mod terminal;
 mod unix;
 mod wrong;

@@ -41,6 +41,7 @@ pub(super) struct Document<'a> {
     /// Each way that was taken, in their order; the last is `path` unless that has just changed.
     paths: Vec<Taken>,
     path: Way,
+    same_host: bool,
     mtu: u16,
     handshake_age_seconds: Option<f64>,
     stack: String,
@@ -183,6 +184,7 @@ pub(super) fn document<'a>(workspace: &'a str, seen: &Seen, report: &'a Report) 
         rtt_ms: Times::of(samples),
         paths: seen.routes.iter().map(Taken::of).collect(),
         path: Way::of(&report.route),
+        same_host: report.same_host,
         mtu: report.mtu,
         handshake_age_seconds: report.handshake_age.map(|age| milliseconds(age) / 1e3),
         stack: report.stack.to_string(),
@@ -225,6 +227,9 @@ pub(super) fn text(samples: &VecDeque<Sample>, report: &Report) -> String {
     if let Some(reason) = report.route.reason {
         text += &format!("\n  why: {reason}\n  what helps: {}", reason.advice());
     }
+    if report.same_host {
+        text += "\nthe workspace is on this machine: forwards go past the tunnel";
+    }
     let handshake = match report.handshake_age {
         Some(age) => format!("last handshake {} s ago", age.as_secs()),
         None => "no handshake yet".to_owned(),
@@ -266,6 +271,7 @@ mod tests {
             },
             mtu: 1420,
             handshake_age: Some(Duration::from_secs(3)),
+            same_host: false,
             stack: StackChoice::Kernel,
             survey: Survey {
                 endpoints: vec!["10.0.0.1:7".parse().unwrap()],

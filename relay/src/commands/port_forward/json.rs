@@ -23,6 +23,7 @@ pub(super) fn line(event: &Event, workspace: &str) -> Option<Value> {
         Event::Path(Path::Relayed(name)) => {
             json!({"event": "path", "path": "relayed", "via": name})
         }
+        Event::SameHost => json!({"event": "path", "path": "same-host", "via": null}),
         Event::Connection(connection) => of_connection(connection),
         Event::BackRefused { forward, .. } => {
             let name = format!("reverse://{forward}");
@@ -193,6 +194,7 @@ mod tests {
             Event::Ready,
             Event::Path(Path::Direct("127.0.0.1:9".parse().unwrap())),
             Event::Path(Path::Relayed("here".to_owned())),
+            Event::SameHost,
             connection(Phase::Opened),
             connection(Phase::Closed {
                 sent: 1,

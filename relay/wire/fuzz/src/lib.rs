@@ -10,7 +10,9 @@ use relay_wire::keys::{DiscoPrivate, DiscoPublic, NodePrivate, NodePublic};
 use relay_wire::names::{self, WorkspaceName};
 use relay_wire::proto::tailnet;
 use relay_wire::remote_forward::RemoteForward;
-use relay_wire::{addr, derp, derp_map, disco, drpc, spec, speedtest, stun, tsmp, wg, yamux};
+use relay_wire::{
+    addr, derp, derp_map, disco, drpc, same_host, spec, speedtest, stun, tsmp, wg, yamux,
+};
 
 /// Cuts `bytes` into pieces whose lengths come from `cuts`, over and over.
 fn pieces<'a>(cuts: &'a [u8], mut bytes: &'a [u8]) -> impl Iterator<Item = &'a [u8]> {
@@ -267,6 +269,24 @@ pub fn specs(text: &str) {
         assert_eq!(spec::parse_specs(&spelled, &[]).as_ref(), Ok(&forwards));
     }
     assert!(!spec::plan(&forwards).is_empty());
+}
+
+/// What ends on one machine say: the same when written again.
+pub fn same_host(bytes: &[u8]) {
+    if let Some(request) = same_host::Request::decode(bytes) {
+        assert_eq!(request.encode().as_deref(), Some(bytes));
+    }
+    if let Some(answer) = same_host::Answer::decode(bytes) {
+        assert!(bytes.len() <= same_host::ANSWER);
+        assert_eq!(answer.encode(), bytes);
+    }
+    if let Some(invitation) = std::str::from_utf8(bytes)
+        .ok()
+        .and_then(same_host::Invitation::from_text)
+    {
+        let again = same_host::Invitation::from_text(&invitation.to_text());
+        assert!(again.is_some_and(|again| again.token.is(invitation.token.reveal())));
+    }
 }
 
 /// Names of workspaces, keys and prefixes as text.
