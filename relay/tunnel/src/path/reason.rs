@@ -43,7 +43,9 @@ pub enum Reason {
     NoStun,
     /// A NAT gives each destination another address, so that no end can tell the other where it is.
     Nat(Side),
-    /// UDP works here, and the peer's addresses do not answer: a firewall between the two.
+    /// UDP works here, and the peer's addresses do not answer: a firewall between the two, or NATs on
+    /// both sides of which one moves ports. That of Linux does where it takes packets for itself that
+    /// nobody behind it asked for: they occupy the port that its own end's packets would have had.
     NoAnswer,
 }
 
@@ -87,7 +89,10 @@ impl Reason {
             Reason::Nat(_) => {
                 "set that NAT to endpoint-independent mapping, or open a UDP port on one of the ends"
             }
-            Reason::NoAnswer => "let UDP pass between the two machines",
+            Reason::NoAnswer => {
+                "let UDP pass between the two machines; where a Linux machine is the NAT, have its \
+                 firewall drop what comes from outside unasked"
+            }
         }
     }
 }
@@ -112,7 +117,7 @@ impl fmt::Display for Reason {
                 "the NATs of both ends map each destination to another address"
             }
             Reason::NoAnswer => {
-                "its addresses do not answer over UDP: a firewall between here and there"
+                "its addresses do not answer over UDP: a firewall or a NAT between here and there"
             }
         })
     }
