@@ -114,17 +114,16 @@ async fn carry<W: Way>(
         }
         None => {}
     }
-    let kernel = |(far, early)| (Stream::Kernel(far), early);
     let connected = match (&remote, way.early_data()) {
         // The engine sockmap joins only connections of which nothing was read yet.
         (Remote::Port(port), Some(early)) if engine != Engine::Sockmap => {
             let first = first_bytes(&local, early).await;
-            connect(&way, *port, &local, first).await.map(kernel)
+            open(&way, *port, &local, first).await
         }
-        (Remote::Port(port), _) => way.open(*port).await.map(|far| (far, 0)),
+        (Remote::Port(port), _) => way.open(*port, &[]).await,
         (Remote::Socket(path), _) => {
             let dialled = agent_api::dial_socket(&way, path).await;
-            dialled.map(|far| kernel((far, 0)))
+            dialled.map(|far| (Stream::Kernel(far), 0))
         }
     };
     match connected {
@@ -224,13 +223,13 @@ async fn look(local: &TcpStream, room: usize) -> Vec<u8> {
 }
 
 /// Connects, and takes from the app what went with the request; says how many bytes that is.
-async fn connect<W: Way>(
+async fn open<W: Way>(
     way: &W,
     remote: u16,
     local: &TcpStream,
     mut first: Vec<u8>,
-) -> io::Result<(TcpStream, usize)> {
-    let (far, taken) = way.connect(remote, &first).await?;
+) -> io::Result<(Stream, usize)> {
+    let (far, taken) = way.open(remote, &first).await?;
     let mut left = &mut first[..taken];
     while !left.is_empty() {
         match local.try_read(left) {
@@ -239,7 +238,7 @@ async fn connect<W: Way>(
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => local.readable().await?,
             // The app has reset its connection meanwhile.
             Err(error) => {
-                relay_engine::abort(far);
+                far.abort();
                 return Err(error);
             }
         }

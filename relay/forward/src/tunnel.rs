@@ -122,19 +122,17 @@ impl Way for Tunnel {
     type Flow = TunnelFlow;
 
     async fn connect(&self, port: u16, first: &[u8]) -> io::Result<(TcpStream, usize)> {
-        let (target, endpoint) = (self.target.clone(), &self.endpoint);
-        if first.is_empty() {
-            let connect = |address| endpoint.connect(socket(address, port));
-            return Ok((dial(target, DIAL, connect).await?, 0));
-        }
-        let connect = |address| endpoint.connect_with(socket(address, port), first);
-        dial_once(target, DIAL, connect).await
+        let (stream, taken) = self.open(port, first).await?;
+        Ok((stream.into_socket()?, taken))
     }
 
-    async fn open(&self, port: u16) -> io::Result<Stream> {
+    async fn open(&self, port: u16, first: &[u8]) -> io::Result<(Stream, usize)> {
         let (target, endpoint) = (self.target.clone(), &self.endpoint);
-        let open = |address| endpoint.open(socket(address, port), &[]);
-        Ok(dial(target, DIAL, open).await?.0)
+        let open = |address| endpoint.open(socket(address, port), first);
+        match first.is_empty() {
+            true => dial(target, DIAL, open).await,
+            false => dial_once(target, DIAL, open).await,
+        }
     }
 
     async fn hand_over(

@@ -28,9 +28,16 @@ pub(crate) trait Way: Clone + Send + Sync + 'static {
         first: &[u8],
     ) -> impl Future<Output = io::Result<(TcpStream, usize)>> + Send;
 
-    /// The same for a stream that is only carried, and without first bytes.
-    fn open(&self, port: u16) -> impl Future<Output = io::Result<Stream>> + Send {
-        async move { Ok(Stream::Kernel(self.connect(port, &[]).await?.0)) }
+    /// The same for a stream that is only carried.
+    fn open(
+        &self,
+        port: u16,
+        first: &[u8],
+    ) -> impl Future<Output = io::Result<(Stream, usize)>> + Send {
+        async move {
+            let (stream, taken) = self.connect(port, first).await?;
+            Ok((Stream::Kernel(stream), taken))
+        }
     }
 
     /// Hands a connection over to the other end, unread, when that is on this machine; `moved` counts

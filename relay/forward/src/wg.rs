@@ -10,9 +10,9 @@ use std::pin::pin;
 use relay_engine::Engine;
 use relay_engine::accept::Acceptor;
 use relay_tunnel::datagram::Flow as TunnelFlow;
-use relay_tunnel::endpoint::EarlyData;
+use relay_tunnel::endpoint::{EarlyData, StackChoice};
 use relay_tunnel::plain::{self, Tunnel};
-use relay_tunnel::stack::{NetHelper, Offloads};
+use relay_tunnel::stack::{NetHelper, Offloads, Stream};
 use relay_wire::spec::{Listen, Proto};
 use relay_wire::wg;
 use tokio::net::TcpStream;
@@ -135,6 +135,8 @@ pub struct Options {
     pub forwards: Vec<wg::Forward>,
     /// How bytes are moved.
     pub engine: Engine,
+    /// The TCP/IP stack inside the tunnel.
+    pub stack: StackChoice,
     /// Which offloads may be used.
     pub offloads: Offloads,
 }
@@ -154,6 +156,7 @@ pub async fn forward(
         config,
         forwards,
         engine,
+        stack,
         offloads,
     } = options;
     for (line, setting) in &config.ignored {
@@ -163,7 +166,7 @@ pub async fn forward(
     let mut hosts: Vec<IpAddr> = forwards.iter().map(|forward| forward.host).collect();
     hosts.sort();
     hosts.dedup();
-    let (tunnel, events) = plain::start(&config, &hosts, offloads, helper)?;
+    let (tunnel, events) = plain::start(&config, &hosts, stack, offloads, helper)?;
     let mut serving = JoinSet::new();
     for forward in &forwards {
         for listen in forward.listening().listens() {
@@ -282,11 +285,13 @@ impl Way for Lane {
     type Flow = TunnelFlow;
 
     async fn connect(&self, port: u16, _: &[u8]) -> io::Result<(TcpStream, usize)> {
-        let stream = self
-            .tunnel
-            .connect(SocketAddr::new(self.host, port))
-            .await?;
-        Ok((stream, 0))
+        let to = SocketAddr::new(self.host, port);
+        Ok((self.tunnel.connect(to).await?, 0))
+    }
+
+    async fn open(&self, port: u16, _: &[u8]) -> io::Result<(Stream, usize)> {
+        let to = SocketAddr::new(self.host, port);
+        Ok((self.tunnel.open(to).await?, 0))
     }
 
     fn early_data(&self) -> Option<EarlyData> {

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use relay_forward::wg::Options;
+use relay_tunnel::endpoint::StackChoice;
 use relay_tunnel::stack::NetHelper;
 use relay_wire::spec::{Proto, read_list};
 use relay_wire::wg::{Config, Forward};
@@ -38,6 +39,16 @@ pub(crate) struct Args {
     udp: Vec<String>,
     #[command(flatten)]
     engine: EngineArgs,
+    /// TCP/IP stack inside the tunnel: kernel is the kernel's in a private network namespace, user
+    /// is relay's own, which needs no device and no privileges; auto is kernel where it can be had
+    #[arg(
+        long,
+        env = "RELAY_STACK",
+        default_value = "auto",
+        value_name = "STACK"
+    )]
+    #[arg(hide_env_values = true)]
+    stack: StackChoice,
     #[command(flatten)]
     offloads: OffloadsArgs,
 }
@@ -53,6 +64,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
         config,
         forwards,
         engine: args.engine.choose(),
+        stack: args.stack,
         offloads: args.offloads.allowed(),
     };
     block_on(async {

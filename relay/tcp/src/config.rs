@@ -49,6 +49,12 @@ pub struct Config {
     pub window_scaling: bool,
     /// Offer explicit congestion notification (RFC 3168).
     pub ecn: bool,
+    /// Take data that comes with a SYN, and answer before the handshake is over (RFC 7413, without
+    /// cookies): only where peers cannot forge addresses, as in a tunnel. What a [`Stack`] took with
+    /// a SYN it does not take again with a copy of it.
+    ///
+    /// [`Stack`]: crate::Stack
+    pub early_data: bool,
     /// Checksums of TCP.
     pub checksums: Checksums,
     /// The shortest retransmission timeout. RFC 6298 §2.4 says one second; every system uses less.
@@ -56,9 +62,14 @@ pub struct Config {
     /// The longest retransmission timeout, also between probes of a closed window. RFC 6298 §2.5
     /// allows no bound below a minute; a tunnel that comes back should not be waited for so long.
     pub rto_max: Duration,
-    /// How long data may stay without acknowledgement (RFC 9293 §3.8.3), and how long opening may
-    /// take.
+    /// Lets acknowledgements of small segments, and of the peer's end, wait for something to travel
+    /// with from the beginning, instead of after the first few: where peers hold no small segments
+    /// back until others are acknowledged (RFC 896), so that nothing waits for them.
+    pub patient_acks: bool,
+    /// How long data may stay without acknowledgement (RFC 9293 §3.8.3).
     pub user_timeout: Duration,
+    /// How long opening may take, if `user_timeout` is not shorter.
+    pub open_timeout: Duration,
     /// The longest that an acknowledgement is held back (RFC 9293 §3.8.6.3).
     pub delayed_ack: Duration,
     /// Twice the maximum segment lifetime (RFC 9293 §3.4.2). Several times `rto_max`, or a peer
@@ -83,11 +94,14 @@ impl Default for Config {
             sack: true,
             window_scaling: true,
             ecn: true,
+            early_data: false,
             checksums: Checksums::Full,
             rto_min: Duration::from_millis(200),
             rto_max: Duration::from_secs(20),
             user_timeout: Duration::from_secs(600),
+            open_timeout: Duration::from_secs(60),
             delayed_ack: Duration::from_millis(40),
+            patient_acks: false,
             time_wait: Duration::from_secs(60),
             fin_wait: Duration::from_secs(60),
             keepalive: Some(Keepalive {

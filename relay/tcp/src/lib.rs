@@ -25,6 +25,7 @@ mod pacer;
 mod pool;
 mod ranges;
 mod recovery;
+mod replay;
 pub mod segment;
 mod seq;
 mod stack;
@@ -33,10 +34,11 @@ mod time;
 pub use buffer::{Lent, MOST_SLICES};
 pub use config::{Algorithm, Config, Keepalive};
 pub use connection::{
-    CloseReason, Connection, Events, Request, Secrets, State, Timer, Transmit, Tuple,
+    CloseReason, Connection, Events, MOST_EARLY, Request, Secrets, State, Timer, Transmit, Tuple,
 };
 pub use emit::{Bursts, Checksums, PacketSink, reset_for};
 pub use error::Error;
 pub use pool::Pool;
+pub use replay::{REPLAY_MEMORY, Replays, Seen};
 pub use stack::{ConnectionId, Event, RequestId, Stack, StackConfig};
 pub use time::Instant;

@@ -44,8 +44,11 @@ fn path() -> impl Strategy<Value = PathOptions> {
 fn config() -> impl Strategy<Value = Config> {
     let extensions = (any::<bool>(), any::<bool>(), any::<bool>(), any::<bool>());
     let sizes = (576_u16..9000, 4_000_u64..2_000_000, 4_000_u64..2_000_000);
-    (extensions, sizes, any::<bool>()).prop_map(
-        |((timestamps, sack, window_scaling, ecn), (mtu, receive, send), bbr)| Config {
+    let choices = any::<[bool; 3]>();
+    (extensions, sizes, choices).prop_map(|(extensions, (mtu, receive, send), choices)| {
+        let (timestamps, sack, window_scaling, ecn) = extensions;
+        let [bbr, early_data, patient_acks] = choices;
+        Config {
             mtu,
             algorithm: if bbr {
                 Algorithm::Bbr
@@ -60,9 +63,11 @@ fn config() -> impl Strategy<Value = Config> {
             sack,
             window_scaling,
             ecn,
+            early_data,
+            patient_acks,
             ..Config::default()
-        },
-    )
+        }
+    })
 }
 
 fn app(side: u64) -> impl Strategy<Value = App> {

@@ -1,6 +1,9 @@
 //! Many connections: requests for any port, pings, limits, memory.
 #![allow(clippy::print_stdout)]
 
+#[path = "stack/early.rs"]
+mod early;
+
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 

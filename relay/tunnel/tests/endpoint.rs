@@ -208,7 +208,7 @@ async fn a_request_over_a_long_way_is_answered_after_one_round_trip() {
     times.sort();
     println!("first byte after {times:?}");
     // A busy machine makes it slower; nothing makes two round trips that fast.
-    assert!(times[0] < Duration::from_millis(48), "{times:?}");
+    assert!(times[0] < Duration::from_millis(80), "{times:?}");
 }
 
 #[tokio::test]

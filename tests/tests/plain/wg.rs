@@ -67,6 +67,8 @@ struct Site {
     shared: String,
     folder: tempfile::TempDir,
     program: &'static str,
+    /// relay's `--stack`.
+    stack: &'static str,
     device: String,
     running: Option<Process>,
 }
@@ -88,6 +90,7 @@ impl Site {
             shared: wg(&["genpsk"], ""),
             folder: tempfile::tempdir().expect("folder"),
             program,
+            stack: "auto",
             device,
             running: None,
         };
@@ -157,6 +160,7 @@ impl Site {
     fn relay(&self, config: &Path, words: &[&str]) -> Process {
         let mut command = relay(self.folder.path());
         command.args(["wg", "--config"]).arg(config).args(words);
+        command.args(["--stack", self.stack]);
         Process::start("relay wg", Some(&self.here), command)
     }
 
@@ -189,8 +193,9 @@ impl Site {
     }
 }
 
-fn everything_passes(other: &'static str) {
-    let site = Site::new(other);
+fn everything_passes(other: &'static str, stack: &'static str) {
+    let mut site = Site::new(other);
+    site.stack = stack;
     let _four = App::start(&site.there, (THERE.0, 8000));
     let _six = App::start(&site.there, (THERE.1, 8000));
     let mut forward = site.forward(&SocketAddr::new(IpAddr::V4(site.there.ipv4), PORT).to_string());
@@ -199,7 +204,7 @@ fn everything_passes(other: &'static str) {
         let up = apps::upload(connect(), 64 * MIB).expect("upload");
         let down = apps::download(connect(), 64 * MIB).expect("download");
         say(format_args!(
-            "{other}, {port}: 64 MiB up in {up:.2?}, down in {down:.2?}"
+            "{other}, {stack}, {port}: 64 MiB up in {up:.2?}, down in {down:.2?}"
         ));
         for size in [1, 1200, 1400, 4000, 9000] {
             site.udp_echo(port, size);
@@ -254,7 +259,17 @@ fn debians_wireguard_go_is_a_peer() {
         Need::Program("wg"),
         Need::Program("wireguard-go")
     );
-    everything_passes("wireguard-go");
+    everything_passes("wireguard-go", "kernel");
+}
+
+#[test]
+fn debians_wireguard_go_is_a_peer_of_relays_own_tcp() {
+    needs!(
+        Need::Namespaces,
+        Need::Program("wg"),
+        Need::Program("wireguard-go")
+    );
+    everything_passes("wireguard-go", "user");
 }
 
 /// Where it is installed; it is no Debian package.
@@ -262,7 +277,7 @@ fn debians_wireguard_go_is_a_peer() {
 fn boringtun_cli_is_a_peer() {
     needs!(Need::Namespaces, Need::Program("wg"));
     match program("boringtun-cli") {
-        Ok(_) => everything_passes("boringtun-cli"),
+        Ok(_) => everything_passes("boringtun-cli", "auto"),
         Err(reason) => say(reason),
     }
 }

@@ -110,6 +110,7 @@ impl Target {
             sack: setting & 2 != 0,
             ecn: setting & 4 != 0,
             window_scaling: setting & 8 != 0,
+            early_data: setting & 64 != 0,
             algorithm: if setting & 16 != 0 {
                 Algorithm::Cubic
             } else {
@@ -133,14 +134,21 @@ impl Target {
             Flags::SYN | Flags::ECE | Flags::CWR,
             60_000,
             true,
-            &[],
+            &[9; 300],
         );
+        let mut written = 0;
         let connection = match setting & 32 {
             0 => {
                 let request = Request::from_segment(&syn).expect("a SYN");
                 Connection::accept(config, &request, secrets, &pool, now)
             }
-            _ => Connection::connect(config, tuple, secrets, &pool, now),
+            _ => {
+                let first: &[u8] = if setting & 64 != 0 { &[7; 1500] } else { &[] };
+                let (connection, taken) =
+                    Connection::connect_with(config, tuple, secrets, &pool, now, first);
+                written = taken as u32;
+                connection
+            }
         };
         Self {
             connection,
@@ -150,7 +158,7 @@ impl Target {
             theirs: THEIR_START.wrapping_add(1),
             ours: first.wrapping_add(1),
             first,
-            written: 0,
+            written,
         }
     }
 

@@ -34,9 +34,9 @@ impl Connection {
         true
     }
 
-    /// In SYN-RECEIVED only the acknowledgement of our SYN counts.
+    /// In SYN-RECEIVED only an acknowledgement of our SYN counts, and of what was sent behind it.
     fn open_by_ack(&mut self, now: Instant, segment: &Segment<'_>, ack: u64) -> bool {
-        if ack != self.recovery.edge() {
+        if !(self.recovery.edge()..=self.recovery.next()).contains(&ack) {
             self.reset = Some(ack);
             if self.passive {
                 self.finish(CloseReason::Reset);
@@ -128,10 +128,15 @@ impl Connection {
         });
     }
 
-    /// Tells a writer that was cut short once there is room worth waking it for.
+    /// Tells a writer that was cut short once there is room worth waking it for, and one that waits
+    /// for the end of all it wrote.
     fn tell_writer(&mut self) {
         if self.write_blocked && self.buffer.len() <= self.send_limit() / 4 * 3 {
             self.write_blocked = false;
+            self.events.writable = true;
+        }
+        if self.flush_awaited && self.is_flushed() {
+            self.flush_awaited = false;
             self.events.writable = true;
         }
     }

@@ -178,7 +178,7 @@ impl Connection {
     }
 
     /// Goes on to the state that what was received and acknowledged leads to.
-    fn advance_state(&mut self, now: Instant) {
+    pub(super) fn advance_state(&mut self, now: Instant) {
         let acknowledged = self.fin_acknowledged();
         self.state = match (self.state, acknowledged, self.fin_taken) {
             (State::Established, _, true) => State::CloseWait,

@@ -24,7 +24,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-pub use open::Request;
+pub use open::{MOST_EARLY, Request};
 pub use output::Transmit;
 pub use state::{CloseReason, Events, State, Timer};
 
@@ -95,6 +95,8 @@ pub struct Connection {
     peer_mss: u16,
     fin_queued: bool,
     write_blocked: bool,
+    /// Somebody waits until all is acknowledged.
+    flush_awaited: bool,
     tail_probe: bool,
     persist: Option<Persist>,
     paced_until: Option<Instant>,
@@ -184,6 +186,7 @@ impl Connection {
             peer_mss: 0,
             fin_queued: false,
             write_blocked: false,
+            flush_awaited: false,
             tail_probe: false,
             persist: None,
             paced_until: None,
@@ -306,6 +309,11 @@ impl Connection {
         )
     }
 
+    /// Has [`Events::writable`] told once everything written was acknowledged.
+    pub fn tell_when_flushed(&mut self) {
+        self.flush_awaited = !self.is_flushed();
+    }
+
     /// Whether everything written was acknowledged.
     pub fn is_flushed(&self) -> bool {
         self.buffer.len() == 0
@@ -408,7 +416,7 @@ impl Connection {
     /// are longer are sent again.
     pub fn set_mtu(&mut self, now: Instant, mtu: u16) {
         self.mtu = mtu;
-        if self.state.is_synchronized() {
+        if !matches!(self.state, State::SynSent | State::Closed) {
             self.apply_mss();
             self.recovery.arm_after_sending(now);
         }
@@ -435,6 +443,16 @@ impl Connection {
         self.state = State::TimeWait;
         self.linger = Some(now + self.config.time_wait);
         self.persist = None;
+    }
+
+    /// Whether data and an end may be sent. The end that was called may send as soon as it has
+    /// answered (RFC 7413 §4.2.2).
+    fn may_send(&self) -> bool {
+        let answered = self.state == State::SynReceived
+            && self.passive
+            && self.config.early_data
+            && self.handshake.is_sent();
+        answered || self.state.may_send()
     }
 
     /// The next number expected from the peer.

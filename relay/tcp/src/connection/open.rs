@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{Connection, Secrets, State, Timestamps, Tuple};
+use super::{Connection, Secrets, State, Timestamps, Transmit, Tuple};
 use crate::buffer::ReceiveBuffer;
 use crate::emit::PacketSink;
 use crate::pool::Pool;
@@ -17,6 +17,8 @@ use crate::{Config, cc, emit, seq};
 const DEFAULT_MSS: (u16, u16) = (536, 1220);
 /// No segment is cut smaller, whatever the peer or the path says.
 const LEAST_MSS: usize = 64;
+/// Bytes of data that go with a SYN, and that are kept of one, at most.
+pub const MOST_EARLY: usize = 4096;
 /// Time before a SYN is sent again (RFC 6298 §2.1).
 const FIRST_TIMEOUT: Duration = Duration::from_secs(1);
 
@@ -39,6 +41,12 @@ pub(super) struct Handshake {
     sent_at: Instant,
     sent: u32,
     pub(super) due: Option<Instant>,
+    /// The first bytes go with our first SYN.
+    with_data: bool,
+    /// One past those that went, if any did.
+    data_end: u64,
+    /// The window that our SYN offered.
+    window: u16,
 }
 
 impl Handshake {
@@ -48,7 +56,15 @@ impl Handshake {
             sent_at: now,
             sent: 0,
             due: Some(now),
+            with_data: false,
+            data_end: 0,
+            window: 0,
         }
+    }
+
+    /// Whether our SYN, or our answer to the peer's, has gone out.
+    pub(super) fn is_sent(&self) -> bool {
+        self.sent > 0
     }
 
     /// A SYN goes out; the next one follows if no answer comes.
@@ -67,7 +83,7 @@ impl Handshake {
 }
 
 /// A SYN that asks for a connection, kept until somebody decides.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Request {
     /// Its ends, as seen from here.
     pub tuple: Tuple,
@@ -75,6 +91,7 @@ pub struct Request {
     window: u16,
     options: Options,
     wants_ecn: bool,
+    data: Vec<u8>,
 }
 
 impl Request {
@@ -94,6 +111,7 @@ impl Request {
             window: segment.window,
             options: segment.options,
             wants_ecn: flags.has(Flags::ECE | Flags::CWR),
+            data: segment.payload[..segment.payload.len().min(MOST_EARLY)].to_vec(),
         })
     }
 
@@ -108,7 +126,7 @@ impl Request {
             window: 0,
             options: Options::default(),
             ecn: Ecn::NotCapable,
-            payload: &[],
+            payload: &self.data,
         };
         emit::reset_for(&syn, sink)
     }
@@ -116,6 +134,16 @@ impl Request {
     /// The sender's timestamp, which tells a new SYN from an old one (RFC 6191).
     pub(crate) fn timestamp(&self) -> Option<u32> {
         self.options.timestamps.map(|(value, _)| value)
+    }
+
+    /// Whether data came with it.
+    pub(crate) fn has_data(&self) -> bool {
+        !self.data.is_empty()
+    }
+
+    /// Forgets the data that came with it; its sender sends it again once the connection is open.
+    pub(crate) fn drop_data(&mut self) {
+        self.data = Vec::new();
     }
 }
 
@@ -129,6 +157,23 @@ impl Connection {
         now: Instant,
     ) -> Self {
         Self::new(config, tuple, State::SynSent, secrets, pool, now)
+    }
+
+    /// The same with `first` as the first bytes, and how many of them were taken. They go with the
+    /// SYN as far as one packet holds them (RFC 7413, without a cookie), and the peer may act on
+    /// them at once. A peer that does not take them gets them again when the connection is open.
+    pub fn connect_with(
+        config: Arc<Config>,
+        tuple: Tuple,
+        secrets: Secrets,
+        pool: &Pool,
+        now: Instant,
+        first: &[u8],
+    ) -> (Self, usize) {
+        let mut this = Self::connect(config, tuple, secrets, pool, now);
+        let taken = this.buffer.push(first, this.send_limit());
+        this.handshake.with_data = taken > 0;
+        (this, taken)
     }
 
     /// Takes the connection that `request` asks for; the SYN's answer is the first thing to
@@ -151,7 +196,21 @@ impl Connection {
         this.passive = true;
         this.take_syn(request, now);
         this.agreed.ecn = this.config.ecn && request.wants_ecn;
+        this.take_early_data(request);
         this
+    }
+
+    /// Takes what came with the peer's SYN (RFC 7413 §4.2.2), as far as it is allowed and fits.
+    fn take_early_data(&mut self, syn: &Request) {
+        if !self.config.early_data || !syn.has_data() {
+            return;
+        }
+        let room = usize::try_from(self.free()).unwrap_or(usize::MAX);
+        let data = &syn.data[..syn.data.len().min(room)];
+        let stored = self.receive.store(self.receive_start + 1, data);
+        // Nothing is waited for: the peer is there, and said something.
+        self.events.connected = stored.in_order > 0;
+        self.events.readable = stored.in_order > 0;
     }
 
     /// Notes what the peer's SYN says.
@@ -160,7 +219,7 @@ impl Connection {
         let pool = self.receive.pool().clone();
         self.receive = ReceiveBuffer::new(pool, start + 1);
         self.receive_start = start;
-        self.receive_edge = start + 1;
+        self.receive_edge = start + 1 + u64::from(self.handshake.window);
         self.agree(&syn.options, now);
         // The window of a SYN is not shifted (RFC 7323 §2.2).
         self.send_edge = self.recovery.edge() + u64::from(syn.window);
@@ -201,9 +260,11 @@ impl Connection {
         let flags = segment.flags;
         let start = seq::first(self.secrets.initial_sequence);
         let has_ack = flags.has(Flags::ACK);
-        if has_ack && segment.ack != seq::number(start + 1) {
+        let acked = seq::position(start, segment.ack);
+        let sent = start + 1..=self.handshake.data_end.max(start + 1);
+        if has_ack && !sent.contains(&acked) {
             if !flags.has(Flags::RST) {
-                self.reset = Some(seq::position(start, segment.ack));
+                self.reset = Some(acked);
             }
             return;
         }
@@ -222,18 +283,87 @@ impl Connection {
             window: segment.window,
             options: segment.options,
             wants_ecn: false,
+            data: Vec::new(),
         };
+        if has_ack {
+            // What went with the SYN and is not acknowledged counts as not sent.
+            self.recovery.skip_to(acked);
+            self.buffer.acknowledge(acked);
+        }
         self.take_syn(&syn, now);
         if has_ack {
             // RFC 3168 §6.1.1: the answer has ECE and not CWR.
             let ecn = flags.has(Flags::ECE) && !flags.has(Flags::CWR);
             self.agreed.ecn = self.config.ecn && ecn;
             self.establish(now);
-            self.ack_due.now();
+            self.take_answer(now, segment, start, acked);
         } else {
             self.state = State::SynReceived;
             self.handshake.due = Some(now);
         }
+    }
+
+    /// The peer answered our SYN, and acknowledges up to `acked`.
+    fn take_answer(&mut self, now: Instant, segment: &Segment<'_>, start: u64, acked: u64) {
+        if acked > start + 1 && self.buffer.len() == 0 {
+            // The peer is served since our data came. What acknowledges its answer waits for
+            // something to travel with, or to acknowledge.
+            self.ack_due.delayed_until = Some(now + self.config.delayed_ack);
+        } else {
+            self.ack_due.now();
+        }
+        if segment.payload.is_empty() {
+            return;
+        }
+        let data = Segment {
+            seq: segment.seq.wrapping_add(1),
+            flags: segment.flags.without(Flags::SYN),
+            ..*segment
+        };
+        self.handle_data(now, &data, self.receive_start + 1);
+        self.advance_state(now);
+    }
+
+    /// Bytes of data that go with our SYN, whose options are these.
+    fn early_length(&self, options: &Options) -> usize {
+        if !self.handshake.with_data || self.handshake.is_sent() || self.state != State::SynSent {
+            return 0;
+        }
+        let limit = payload_limit(self.mtu, self.tuple.remote.ip());
+        let room = limit.saturating_sub(emit::options_length(options));
+        room.min(MOST_EARLY).min(self.buffer.len() as usize)
+    }
+
+    /// Sends our SYN, or our answer to the peer's. What goes with the first SYN is not sent with
+    /// later ones, as it may be what keeps them from arriving (RFC 7413 §4.1.3).
+    pub(super) fn send_syn(&mut self, now: Instant, sink: &mut dyn PacketSink) -> Option<Transmit> {
+        if self.handshake.due.is_none_or(|due| due > now) {
+            return None;
+        }
+        let ecn_offered = self.config.ecn;
+        let flags = match (self.state, self.agreed.ecn) {
+            (State::SynReceived, true) => Flags::SYN | Flags::ACK | Flags::ECE,
+            (State::SynReceived, false) => Flags::SYN | Flags::ACK,
+            _ if ecn_offered => Flags::SYN | Flags::ECE | Flags::CWR,
+            _ => Flags::SYN,
+        };
+        let options = self.syn_options(now);
+        let window = self.offer_first_window();
+        let template = self.template(&options, window, Ecn::NotCapable);
+        let (first, length) = (self.recovery.edge(), self.early_length(&options));
+        let number = self.secrets.initial_sequence;
+        let bytes = template.write(sink, number, flags, length, |room| {
+            self.buffer.read(first, room);
+        });
+        if length > 0 {
+            self.handshake.data_end = first + length as u64;
+        }
+        self.handshake.window = window;
+        self.handshake.sent(now, self.config.rto_max);
+        if self.state == State::SynReceived {
+            self.ack_due.sent(self.receive_next());
+        }
+        Some(Transmit { packets: 1, bytes })
     }
 
     /// The handshake is over.

@@ -62,7 +62,10 @@ impl Connection {
         }
         match self.state {
             State::Closed => None,
-            State::SynSent | State::SynReceived => self.send_syn(now, sink),
+            State::SynSent => self.send_syn(now, sink),
+            State::SynReceived => self
+                .send_syn(now, sink)
+                .or_else(|| self.send_data(now, sink)),
             _ => self
                 .send_data(now, sink)
                 .or_else(|| self.send_empty_probe(now, sink))
@@ -87,30 +90,8 @@ impl Connection {
         Some(Transmit { packets: 1, bytes })
     }
 
-    fn send_syn(&mut self, now: Instant, sink: &mut dyn PacketSink) -> Option<Transmit> {
-        if self.handshake.due.is_none_or(|due| due > now) {
-            return None;
-        }
-        let ecn_offered = self.config.ecn;
-        let flags = match (self.state, self.agreed.ecn) {
-            (State::SynReceived, true) => Flags::SYN | Flags::ACK | Flags::ECE,
-            (State::SynReceived, false) => Flags::SYN | Flags::ACK,
-            _ if ecn_offered => Flags::SYN | Flags::ECE | Flags::CWR,
-            _ => Flags::SYN,
-        };
-        let options = self.syn_options(now);
-        let window = self.offer_first_window();
-        let template = self.template(&options, window, Ecn::NotCapable);
-        let bytes = template.write(sink, self.secrets.initial_sequence, flags, 0, |_| {});
-        self.handshake.sent(now, self.config.rto_max);
-        if self.state == State::SynReceived {
-            self.ack_due.sent(self.receive_next());
-        }
-        Some(Transmit { packets: 1, bytes })
-    }
-
     fn send_data(&mut self, now: Instant, sink: &mut dyn PacketSink) -> Option<Transmit> {
-        if !self.state.may_send() {
+        if !self.may_send() {
             return None;
         }
         if self.tail_probe {
@@ -363,7 +344,7 @@ impl Connection {
         self.template(&options, window, ecn)
     }
 
-    fn template(&self, options: &Options, window: u16, ecn: Ecn) -> Template {
+    pub(super) fn template(&self, options: &Options, window: u16, ecn: Ecn) -> Template {
         let ack = match self.receive_start {
             0 => 0,
             _ => seq::number(self.receive_next()),

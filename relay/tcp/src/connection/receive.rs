@@ -19,8 +19,9 @@ const SHRINK_AFTER: Duration = Duration::from_secs(10);
 pub(super) struct AckDue {
     pub(super) immediate: bool,
     pub(super) delayed_until: Option<Instant>,
-    /// Bytes that arrived since the last acknowledgement.
+    /// Bytes and segments that arrived since the last acknowledgement.
     bytes: u64,
+    segments: u32,
     quick: u32,
     /// The number acknowledged last.
     pub(super) last_sent: u64,
@@ -48,6 +49,7 @@ impl AckDue {
         self.immediate = false;
         self.delayed_until = None;
         self.bytes = 0;
+        self.segments = 0;
         self.last_sent = number;
         self.duplicate = None;
         self.out_of_order = 0;
@@ -113,13 +115,15 @@ impl Connection {
             && fin <= self.receive_edge
         {
             self.fin_at = Some(fin);
-            self.ack_due.now();
+            if fin > self.receive.next() {
+                self.ack_due.now();
+            }
         }
         if self.fin_at == Some(self.receive.next()) {
             self.fin_taken = true;
             self.events.finished = true;
             self.events.readable = true;
-            self.ack_due.now();
+            self.acknowledge_end(now);
         }
     }
 
@@ -145,6 +149,7 @@ impl Connection {
         let stored = self.receive.store(start, payload);
         self.ack_due.largest = self.ack_due.largest.max(length);
         self.ack_due.bytes += length;
+        self.ack_due.segments += 1;
         self.ack_due.duplicate = self.ack_due.duplicate.or(stored.duplicate);
         if stored.in_order > 0 {
             self.events.readable = true;
@@ -153,20 +158,36 @@ impl Connection {
             self.ack_due.out_of_order += 1;
         }
         let is_plain = stored.in_order > 0 && !had_gap && stored.duplicate.is_none();
-        if !is_plain || stored.refused || self.is_ack_owed() {
+        if !is_plain || stored.refused || self.is_ack_owed(length) {
             self.ack_due.now();
-        } else if self.ack_due.delayed_until.is_none() {
-            self.ack_due.delayed_until = Some(now + self.config.delayed_ack);
+        } else {
+            self.acknowledge_later(now);
         }
     }
 
     /// RFC 9293 §3.8.6.3: at least every second full segment.
-    fn is_ack_owed(&mut self) -> bool {
-        if self.ack_due.quick < QUICK {
+    fn is_ack_owed(&mut self, length: u64) -> bool {
+        let patient = self.config.patient_acks;
+        if self.ack_due.quick < QUICK && !(patient && length < self.mss as u64 / 2) {
             self.ack_due.quick += 1;
             return true;
         }
-        self.ack_due.bytes >= 2 * self.ack_due.largest
+        self.ack_due.bytes >= 2 * self.ack_due.largest || patient && self.ack_due.segments >= 2
+    }
+
+    /// Acknowledges with the next segment, or after a while.
+    fn acknowledge_later(&mut self, now: Instant) {
+        if self.ack_due.delayed_until.is_none() {
+            self.ack_due.delayed_until = Some(now + self.config.delayed_ack);
+        }
+    }
+
+    /// The peer's end was taken. While ours is to come, it may carry the acknowledgement.
+    fn acknowledge_end(&mut self, now: Instant) {
+        match self.config.patient_acks && !self.fin_queued {
+            true => self.acknowledge_later(now),
+            false => self.ack_due.now(),
+        }
     }
 
     /// The window to offer, and the edge it stands for. The edge never moves back, and moves
@@ -201,7 +222,7 @@ impl Connection {
         window as u16
     }
 
-    fn free(&self) -> u64 {
+    pub(super) fn free(&self) -> u64 {
         self.receive_limit.saturating_sub(self.receive.unread())
     }
 

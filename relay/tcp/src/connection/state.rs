@@ -63,7 +63,7 @@ pub enum CloseReason {
 /// What happened to a connection since it was asked last.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Events {
-    /// The handshake is over.
+    /// The handshake is over, or data came with the peer's SYN.
     pub connected: bool,
     /// There is more to read.
     pub readable: bool,

@@ -80,7 +80,8 @@ impl Connection {
 
     fn check_handshake(&mut self, now: Instant) {
         let waits = self.handshake.due.is_some_and(|due| due <= now);
-        if waits && now.since(self.handshake.started) >= self.user_timeout {
+        let longest = self.user_timeout.min(self.config.open_timeout);
+        if waits && now.since(self.handshake.started) >= longest {
             self.give_up();
         }
     }
@@ -88,7 +89,7 @@ impl Connection {
     /// Sets the timer that probes a closed window while data waits and nothing is on its way that
     /// would be answered.
     fn arm_persist(&mut self) {
-        let waits = self.state.may_send()
+        let waits = self.may_send()
             && self.recovery.next() < self.buffer.end()
             && self.recovery.is_idle()
             && self.paced_until.is_none();

@@ -204,6 +204,12 @@ impl Recovery {
         std::mem::take(&mut self.reduced)
     }
 
+    /// All below `position` was acknowledged without having been sent by this memory's word.
+    pub(crate) fn skip_to(&mut self, position: u64) {
+        self.edge = self.edge.max(position);
+        self.next = self.next.max(position);
+    }
+
     /// The connection is over: nothing is on its way, and nothing is waited for.
     pub(crate) fn forget(&mut self) {
         self.board = Scoreboard::default();

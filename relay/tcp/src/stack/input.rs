@@ -90,13 +90,18 @@ impl Stack {
             }
             return;
         }
-        let Some(request) = Request::from_segment(segment) else {
+        let Some(mut request) = Request::from_segment(segment) else {
             if held.is_none() {
                 self.reply_with(|sink| reset_for(segment, sink));
             }
             return;
         };
         if held.is_some() || tuple.remote.port() == 0 {
+            return;
+        }
+        if !self.config.connection.early_data {
+            request.drop_data();
+        } else if request.has_data() && self.replays.contains(tuple, request.seq, now) {
             return;
         }
         let peer = tuple.remote.ip();

@@ -32,6 +32,7 @@ pub use table::ConnectionId;
 use crate::buffer::Lent;
 use crate::connection::{Connection, Events, State, Tuple};
 use crate::pool::Pool;
+use crate::replay::{Replays, Seen};
 use crate::time::Instant;
 use crate::{Algorithm, Config, Error};
 
@@ -119,6 +120,7 @@ pub struct Stack {
     secret: Secret,
     table: Table,
     requests: Requests,
+    replays: Replays<Secret>,
     timers: Timers,
     /// Connections that may have something to send.
     ready: VecDeque<ConnectionId>,
@@ -127,9 +129,11 @@ pub struct Stack {
     notes: VecDeque<Event>,
     /// Packets that belong to no connection.
     replies: VecDeque<Vec<u8>>,
+    /// Connections in TIME-WAIT in the order in which they came there, with some that left it.
     time_wait: VecDeque<ConnectionId>,
+    in_time_wait: usize,
     /// Writers that found no memory.
-    starved: Vec<ConnectionId>,
+    starved: VecDeque<ConnectionId>,
     ways: BTreeMap<IpAddr, Way>,
     next_port: u32,
 }
@@ -143,13 +147,15 @@ impl Stack {
             pool: Pool::new(config.memory),
             table: Table::new(secret),
             requests: Requests::new(secret),
+            replays: Replays::new(secret),
             timers: Timers::default(),
             ready: VecDeque::new(),
             changed: VecDeque::new(),
             notes: VecDeque::new(),
             replies: VecDeque::new(),
             time_wait: VecDeque::new(),
-            starved: Vec::new(),
+            in_time_wait: 0,
+            starved: VecDeque::new(),
             ways: BTreeMap::new(),
             next_port: secret.number(&FIRST_PORT) as u32,
             secret,
@@ -167,6 +173,21 @@ impl Stack {
         local: IpAddr,
         remote: SocketAddr,
     ) -> Result<ConnectionId, Error> {
+        Ok(self.connect_with(now, local, remote, &[])?.0)
+    }
+
+    /// The same with `first` as the first bytes, and how many of them were taken: see
+    /// [`Connection::connect_with`].
+    ///
+    /// # Errors
+    /// As those of [`connect`](Self::connect).
+    pub fn connect_with(
+        &mut self,
+        now: Instant,
+        local: IpAddr,
+        remote: SocketAddr,
+        first: &[u8],
+    ) -> Result<(ConnectionId, usize), Error> {
         if local.is_ipv4() != remote.is_ipv4() {
             return Err(Error::Family);
         }
@@ -174,8 +195,9 @@ impl Stack {
         let tuple = self.free_tuple(local, remote).ok_or(Error::NoPort)?;
         let secrets = self.secret.of_connection(&tuple, now);
         let config = self.config_for(remote.ip());
-        let connection = Connection::connect(config, tuple, secrets, &self.pool, now);
-        Ok(self.open(connection))
+        let (connection, taken) =
+            Connection::connect_with(config, tuple, secrets, &self.pool, now, first);
+        Ok((self.open(connection), taken))
     }
 
     /// Takes the connection that `request` asks for.
@@ -184,8 +206,11 @@ impl Stack {
     /// [`Error::RequestGone`] if it was withdrawn, [`Error::TooMany`].
     pub fn accept(&mut self, now: Instant, request: RequestId) -> Result<ConnectionId, Error> {
         self.check_room()?;
-        let request = self.requests.take(request).ok_or(Error::RequestGone)?;
+        let mut request = self.requests.take(request).ok_or(Error::RequestGone)?;
         let tuple = request.tuple;
+        if request.has_data() && self.replays.note(&tuple, request.seq, now) != Seen::New {
+            request.drop_data();
+        }
         let secrets = self.secret.of_connection(&tuple, now);
         let config = self.config_for(tuple.remote.ip());
         let connection = Connection::accept(config, &request, secrets, &self.pool, now);
@@ -234,7 +259,7 @@ impl Stack {
         let count = entry.connection.write(data)?;
         if count < data.len() && entry.connection.is_flushed() {
             // No acknowledgement will tell that there is room.
-            self.starved.push(id);
+            self.starved.push_back(id);
         }
         if count > 0 {
             self.make_ready(id);
@@ -255,7 +280,7 @@ impl Stack {
         let entry = self.table.get(id).ok_or(Error::Gone)?;
         let outcome = entry.connection.write_with(most, fill)?;
         match &outcome {
-            None if entry.connection.is_flushed() => self.starved.push(id),
+            None if entry.connection.is_flushed() => self.starved.push_back(id),
             Some(Ok((_, 1..))) => self.make_ready(id),
             _ => {}
         }
@@ -337,6 +362,13 @@ impl Stack {
         }
     }
 
+    /// See [`Connection::tell_when_flushed`].
+    pub fn tell_when_flushed(&mut self, id: ConnectionId) {
+        if let Some(entry) = self.table.get(id) {
+            entry.connection.tell_when_flushed();
+        }
+    }
+
     /// See [`Connection::set_user_timeout`].
     pub fn set_user_timeout(&mut self, id: ConnectionId, longest: Duration) {
         if let Some(entry) = self.table.get(id) {
@@ -410,7 +442,7 @@ impl Stack {
     }
 
     fn check_room(&self) -> Result<(), Error> {
-        match self.table.len() - self.time_wait.len() < self.config.max_connections {
+        match self.table.len() - self.in_time_wait < self.config.max_connections {
             true => Ok(()),
             false => Err(Error::TooMany),
         }
@@ -494,10 +526,13 @@ impl Stack {
         if let Some(entry) = self.table.remove(id)
             && entry.waits
         {
-            // They end in the order in which they began to wait, but for few.
-            match self.time_wait.front() {
-                Some(&first) if first == id => _ = self.time_wait.pop_front(),
-                _ => self.time_wait.retain(|&other| other != id),
+            self.in_time_wait -= 1;
+            // They end in the order in which they began to wait, but for few, which stay listed
+            // until it would have been their turn.
+            while let Some(&first) = self.time_wait.front()
+                && self.table.get(first).is_none()
+            {
+                self.time_wait.pop_front();
             }
         }
     }

@@ -13,6 +13,8 @@ use crate::time::Instant;
 
 /// How often writers that found no memory are tried again.
 const STARVED: Duration = Duration::from_millis(10);
+/// Writers that are tried again at a time: there is never memory for all at once.
+const MOST_FED: usize = 64;
 
 /// Timers of connections. A connection has at most one that counts; one that was set for later than
 /// it is needed stays, and is set anew when it fires.
@@ -106,20 +108,22 @@ impl Stack {
             self.remove(id);
         } else if state == State::TimeWait && !entry.waits {
             entry.waits = true;
+            self.in_time_wait += 1;
             self.time_wait.push_back(id);
             self.limit_time_wait();
         }
     }
 
     fn limit_time_wait(&mut self) {
-        if self.time_wait.len() <= self.config.max_time_wait {
-            return;
-        }
-        let Some(oldest) = self.time_wait.pop_front() else {
-            return;
-        };
-        if let Some(entry) = self.table.get(oldest) {
+        while self.in_time_wait > self.config.max_time_wait {
+            let Some(oldest) = self.time_wait.pop_front() else {
+                return;
+            };
+            let Some(entry) = self.table.get(oldest) else {
+                continue;
+            };
             entry.waits = false;
+            self.in_time_wait -= 1;
             if entry.released {
                 self.remove(oldest);
             }
@@ -159,10 +163,14 @@ impl Stack {
         if self.starved.is_empty() || self.pool.is_exhausted() {
             return;
         }
-        for id in std::mem::take(&mut self.starved) {
+        let some = self.starved.len().min(MOST_FED);
+        for id in self.starved.drain(..some) {
             if let Some(entry) = self.table.get(id) {
                 entry.connection.wake_writer();
-                self.make_ready(id);
+                if !entry.ready {
+                    entry.ready = true;
+                    self.ready.push_back(id);
+                }
             }
         }
     }

@@ -1,6 +1,7 @@
 //! The corners of the RFCs, packet by packet. See `script` for the language.
 
 mod close;
+mod early;
 mod loss;
 mod open;
 mod options;

@@ -159,3 +159,59 @@ fn overlapping_segments_are_joined() {
     ",
     );
 }
+
+#[test]
+fn patient_acknowledgements_travel_with_answers_from_the_beginning() {
+    run("
+        set patient on
+        < S seq=0 mss=1000
+        > S. seq=0 ack=1
+        < . seq=1 ack=1 len=100
+        none
+        write 50
+        > . seq=1 len=50 ack=101
+        # Nothing is answered.
+        < . seq=101 ack=51 len=10
+        ~40 > . seq=51 ack=111
+        # A second one is not kept waiting.
+        < . seq=111 ack=51 len=10
+        < . seq=121 ack=51 len=10
+        > . seq=51 ack=131
+        # Bulk grows as fast as ever.
+        < . seq=131 ack=51 len=1000
+        > . seq=51 ack=1131
+    ");
+}
+
+#[test]
+fn a_patient_acknowledgement_of_the_peers_end_travels_with_our_own() {
+    run("
+        set patient on
+        < S seq=0 mss=1000
+        > S. seq=0 ack=1
+        < F. seq=1 ack=1 len=100
+        none
+        state CloseWait
+        shutdown
+        > F. seq=1 ack=102
+    ");
+    // Where ours does not follow, and where it was first.
+    run("
+        set patient on
+        < S seq=0 mss=1000
+        > S. seq=0 ack=1
+        < F. seq=1 ack=1
+        ~40 > . seq=1 ack=2
+    ");
+    run("
+        set patient on
+        < S seq=0 mss=1000
+        > S. seq=0 ack=1
+        < . seq=1 ack=1
+        shutdown
+        > F. seq=1 ack=1
+        < F. seq=1 ack=2
+        > . seq=2 ack=2
+        state TimeWait
+    ");
+}

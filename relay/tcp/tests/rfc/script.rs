@@ -3,7 +3,7 @@
 //! | line | meaning |
 //! |---|---|
 //! | `set NAME VALUE` | a setting, before the connection exists |
-//! | `connect` | our end opens; a SYN that is received makes it the passive end instead |
+//! | `connect`, `connect N` | our end opens, with N first bytes; a SYN that is received makes it the passive end instead |
 //! | `< FLAGS key=value…` | the peer's segment arrives |
 //! | `> FLAGS key=value…` | the next segment we send has these properties; others do not matter |
 //! | `none` | nothing is sent now |
@@ -81,13 +81,19 @@ impl Run {
             "set" => self.set(rest),
             "connect" => {
                 let config = Arc::new(self.config.clone());
-                let connection = Connection::connect(
+                let first = match rest {
+                    "" => Vec::new(),
+                    length => vec![b'x'; number(length) as usize],
+                };
+                let (connection, taken) = Connection::connect_with(
                     config,
                     self.tuple,
                     secrets(),
                     &Pool::new(64 << 20),
                     self.now,
+                    &first,
                 );
+                assert_eq!(taken, first.len());
                 self.connection = Some(connection);
             }
             "<" => self.arrive(rest),
@@ -130,6 +136,8 @@ impl Run {
             "timestamps" => config.timestamps = on,
             "sack" => config.sack = on,
             "ecn" => config.ecn = on,
+            "early" => config.early_data = on,
+            "patient" => config.patient_acks = on,
             "scaling" => config.window_scaling = on,
             "mtu" => config.mtu = number(value) as u16,
             "buffer" => {

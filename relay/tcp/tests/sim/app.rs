@@ -68,6 +68,12 @@ impl App {
         [Self::new(0, total), server]
     }
 
+    /// The first bytes it sends, `most` at most.
+    pub fn first(&self, most: u64) -> Vec<u8> {
+        let count = self.total.min(most);
+        (0..count).map(|at| byte_at(self.send_id, at)).collect()
+    }
+
     /// Reads and writes what goes; returns when it wants to be called again by itself.
     pub fn serve(&mut self, connection: &mut Connection, now: Instant) -> Option<Instant> {
         if connection.state() == State::Closed && connection.peek().is_empty() {

@@ -181,13 +181,14 @@ impl Sim {
         if side == 0 && flow.ends[0].is_none() && flow.start <= now {
             let tuple = tuple(index);
             let config = flow.configs[0].clone();
-            flow.ends[0] = Some(Connection::connect(
-                config,
-                tuple,
-                secrets,
-                &self.pools[0],
-                now,
-            ));
+            let first = match config.early_data {
+                true => flow.apps[0].first(2000),
+                false => Vec::new(),
+            };
+            let (end, taken) =
+                Connection::connect_with(config, tuple, secrets, &self.pools[0], now, &first);
+            flow.apps[0].sent = taken as u64;
+            flow.ends[0] = Some(end);
         }
         let Some(connection) = &mut flow.ends[side] else {
             return;

@@ -35,7 +35,7 @@ impl Local {
     pub(super) fn takes_early_data(&self) -> bool {
         match self {
             Self::Kernel(_, stack) => stack.takes_early_data(),
-            Self::User(_) => false,
+            Self::User(_) => true,
         }
     }
 

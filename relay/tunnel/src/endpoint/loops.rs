@@ -89,10 +89,8 @@ pub fn start(
     for other in others {
         loops.push(on_thread(other)?);
     }
-    if let Some(reason) = without_kernel {
-        driver.warn(format!(
-            "the tunnel uses relay's own TCP (--stack user), since the kernel's cannot be had: {reason}"
-        ));
+    if let Some(warning) = without_kernel {
+        driver.warn(warning);
     }
     let task = tokio::spawn(driver.run());
     let endpoint = Endpoint::new(handle::Parts {
@@ -114,7 +112,8 @@ enum Base {
     User(UserOptions),
 }
 
-/// The stacks of the loops; and why they are not the kernel's, where that was not asked for.
+/// The stacks of the loops; and what to say where they are not the kernel's, and that was not asked
+/// for.
 fn choose(
     config: &EndpointConfig,
     helper: NetHelper,
@@ -125,6 +124,7 @@ fn choose(
         let options = UserOptions {
             addresses: config.addresses.clone(),
             udp_receive_buffer: options.udp_receive_buffer,
+            between_relays: true,
         };
         (0..loops).map(|_| Base::User(options.clone())).collect()
     };
@@ -134,8 +134,7 @@ fn choose(
     match stack::set_up(helper, &config.addresses, options, loops) {
         Ok(devices) => Ok((devices.into_iter().map(Base::Kernel).collect(), None)),
         Err(error) if config.stack == StackChoice::Kernel => Err(error),
-        Err(Error::KernelStack { reason }) => Ok((user(), Some(reason))),
-        Err(error) => Ok((user(), Some(error.to_string()))),
+        Err(error) => Ok((user(), Some(stack::instead_of_kernel(error)))),
     }
 }
 

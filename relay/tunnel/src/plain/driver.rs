@@ -10,12 +10,13 @@ use relay_wire::wg::Host;
 use tokio::sync::mpsc;
 
 use super::Event;
+use super::local::{self, Local};
 use super::peer::{Remote, Step};
 use super::routes::Routes;
 use super::send;
 use super::translate::{self, GROWTH, clamp_segments, unmap};
 use crate::datagram::{self, Datagram, Delivery, Fragments, Outbox, PROTO_UDP, Reassembler};
-use crate::stack::{Injection, KernelStack, Tun, Verdict};
+use crate::stack::{Injection, Verdict};
 use crate::udp::{ReceiveBuffers, UdpSocket};
 use crate::wireguard::{Identity, Opened, Sender, transport_index};
 
@@ -39,8 +40,7 @@ const TCP_OVER_V6: u16 = 60;
 pub(super) struct Parts {
     pub(super) identity: Identity,
     pub(super) udp: UdpSocket,
-    pub(super) tun: Tun,
-    pub(super) stack: KernelStack,
+    pub(super) local: Local,
     pub(super) peers: Vec<Remote>,
     pub(super) routes: Routes,
     /// This end's addresses, as the stack knows them.
@@ -62,7 +62,7 @@ pub(super) struct Driver {
     looked_up: (mpsc::Sender<Found>, mpsc::Receiver<Found>),
     receive: ReceiveBuffers,
     opened: Opened,
-    /// Packets for the kernel: their bytes, and where each is.
+    /// Packets for the stack: their bytes, and where each is.
     inside: (Vec<u8>, Vec<Range<usize>>),
     to_tun: Vec<Vec<u8>>,
     fragments: Fragments,
@@ -74,7 +74,7 @@ pub(super) struct Driver {
 }
 
 /// Which peer a packet of the stack goes to, and what is sent.
-struct Router<'a> {
+pub(super) struct Router<'a> {
     peers: &'a mut [Remote],
     routes: &'a Routes,
     mtu: u16,
@@ -84,7 +84,7 @@ struct Router<'a> {
 }
 
 impl Router<'_> {
-    fn send(&mut self, packet: &[u8]) {
+    pub(super) fn send(&mut self, packet: &[u8]) {
         let Some(destination) = datagram::destination(packet) else {
             return;
         };
@@ -131,7 +131,7 @@ fn largest_segment(mtu: u16, v4: bool) -> u16 {
 impl Driver {
     pub(super) fn new(parts: Parts) -> Driver {
         Driver {
-            injections: parts.stack.injections(),
+            injections: parts.local.injections(),
             looked_up: mpsc::channel(16),
             receive: ReceiveBuffers::default(),
             opened: Opened::default(),
@@ -158,7 +158,7 @@ impl Driver {
             let mut found = None;
             tokio::select! {
                 _ = self.parts.udp.readable() => {}
-                _ = self.parts.tun.readable(), if !self.tun_failed => {}
+                () = self.parts.local.readable(self.tun_failed) => {}
                 count = self.parts.outbox.recv_many(&mut datagrams, BATCH) => if count == 0 {
                     break;
                 },
@@ -177,7 +177,7 @@ impl Driver {
                 self.send_datagram(&datagram);
             }
             let mut worked = self.take_udp(now);
-            worked |= self.take_tun(now);
+            worked |= self.take_local(now);
             if now >= next {
                 self.handle_timers(now);
             }
@@ -193,7 +193,8 @@ impl Driver {
     fn next_timer(&self) -> Instant {
         let peers = self.parts.peers.iter().filter_map(Remote::poll_timeout);
         let idle = (!self.released).then(|| self.busy_at + IDLE);
-        let others = [idle, self.reassembler.poll_timeout()];
+        let stack = self.parts.local.poll_timeout(Instant::now());
+        let others = [idle, self.reassembler.poll_timeout(), stack];
         let next = peers.chain(others.into_iter().flatten()).min();
         next.unwrap_or_else(|| Instant::now() + Duration::from_secs(3600))
     }
@@ -214,6 +215,7 @@ impl Driver {
         if !self.released && now >= self.busy_at + IDLE {
             self.released = true;
             self.receive.release();
+            self.parts.local.release();
             self.opened.release();
             self.inside = Default::default();
             self.scratch = Vec::new();
@@ -334,7 +336,7 @@ impl Driver {
         worked
     }
 
-    /// Sends opened packets on: datagrams to their flows, and everything else to the kernel.
+    /// Sends opened packets on: datagrams to their flows, and everything else to the stack.
     fn dispatch(&mut self, now: Instant) {
         if self.opened.is_empty() {
             return;
@@ -344,17 +346,15 @@ impl Driver {
         for (index, packet) in opened.packets() {
             let start = bytes.len();
             let kept =
-                self.admit(index, packet, &mut bytes) && self.is_kernels(&bytes[start..], now);
+                self.admit(index, packet, &mut bytes) && self.is_stacks(&bytes[start..], now);
             match kept {
                 true => ranges.push(start..bytes.len()),
                 false => bytes.truncate(start),
             }
         }
         let batch: Vec<&[u8]> = ranges.iter().map(|range| &bytes[range.clone()]).collect();
-        if !batch.is_empty()
-            && let Err(error) = self.parts.tun.write_batch(&batch)
-        {
-            tracing::debug!(%error, "writing to the TUN device");
+        if !batch.is_empty() {
+            self.parts.local.take(now, &batch);
         }
         drop(batch);
         bytes.clear();
@@ -394,8 +394,8 @@ impl Driver {
         destination.is_some_and(|destination| self.parts.own.contains(&destination))
     }
 
-    /// Whether a packet is for the kernel; what is not is dealt with.
-    fn is_kernels(&mut self, packet: &[u8], now: Instant) -> bool {
+    /// Whether a packet is for the stack; what is not is dealt with.
+    fn is_stacks(&mut self, packet: &[u8], now: Instant) -> bool {
         if packet[6] == PROTO_UDP {
             self.deliver(packet);
             return false;
@@ -406,7 +406,16 @@ impl Driver {
             }
             return false;
         }
-        match self.parts.stack.inspect(packet) {
+        let verdict = match &mut self.parts.local {
+            Local::Kernel(_, stack) => stack.inspect(packet),
+            Local::User(user, _) => {
+                if let Some((host, mtu)) = translate::too_big(packet) {
+                    user.narrow(now, host, mtu);
+                }
+                Verdict::Pass
+            }
+        };
+        match verdict {
             Verdict::Pass => true,
             Verdict::Answer(answer) => {
                 self.router().send(&answer);
@@ -422,8 +431,8 @@ impl Driver {
         }
     }
 
-    /// Reads the TUN device. True when there was something.
-    fn take_tun(&mut self, now: Instant) -> bool {
+    /// Takes what the stack has to send. True when there was something.
+    fn take_local(&mut self, now: Instant) -> bool {
         self.write_tun();
         let Driver { parts, scratch, .. } = self;
         let mut router = Router {
@@ -433,11 +442,21 @@ impl Driver {
             scratch,
             last: None,
         };
+        let tun = match &mut parts.local {
+            Local::Kernel(tun, _) => tun,
+            Local::User(user, made) => {
+                let worked = local::turn(user, made, &mut router, now);
+                if worked {
+                    self.busy_at = now;
+                }
+                return worked;
+            }
+        };
         let mut bytes = 0;
         let mut worked = false;
         let mut failure = None;
         for _ in 0..TUN_READS {
-            let read = parts.tun.try_read(&mut |packet| {
+            let read = tun.try_read(&mut |packet| {
                 bytes += packet.len();
                 router.send(packet);
             });
@@ -468,9 +487,7 @@ impl Driver {
             return;
         }
         let packets: Vec<&[u8]> = self.to_tun.iter().map(Vec::as_slice).collect();
-        if let Err(error) = self.parts.tun.write_batch(&packets) {
-            tracing::debug!(%error, "writing to the TUN device");
-        }
+        self.parts.local.take(Instant::now(), &packets);
         self.to_tun.clear();
     }
 

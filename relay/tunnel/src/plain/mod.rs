@@ -6,12 +6,14 @@
 //! | file | job |
 //! |---|---|
 //! | `driver` | the loop that moves packets |
+//! | `local` | the stack, the kernel's or relay's own |
 //! | `peer` | where a peer is, whether it answers, what waits for it |
 //! | `routes` | which peer an address belongs to |
 //! | `send` | what a peer gets, sealed and sent |
 //! | `translate` | IPv4 and IPv6 |
 
 mod driver;
+mod local;
 mod peer;
 mod routes;
 mod send;
@@ -29,11 +31,12 @@ use tokio::task::JoinHandle;
 
 use crate::Error;
 use crate::datagram::{Datagrams, Flow};
-use crate::endpoint::MAX_MTU;
-use crate::stack::{self, KernelStack, NetHelper, Offloads, StackOptions};
+use crate::endpoint::{MAX_MTU, StackChoice};
+use crate::stack::{NetHelper, Offloads, StackOptions, Stream, Streams};
 use crate::udp::{UdpOffloads, UdpSocket};
 use crate::wireguard::Identity;
 use driver::Driver;
+use local::Local;
 use peer::Remote;
 use routes::Routes;
 use translate::{GROWTH, map};
@@ -87,7 +90,7 @@ pub struct Tunnel {
 
 #[derive(Debug)]
 struct Inner {
-    stack: KernelStack,
+    streams: Streams,
     datagrams: Datagrams,
     addresses: Vec<IpAddr>,
     /// The peers that lead to the tunnel's hosts.
@@ -103,6 +106,7 @@ struct Inner {
 pub fn start(
     config: &wg::Config,
     hosts: &[IpAddr],
+    choice: StackChoice,
     offloads: Offloads,
     helper: NetHelper,
 ) -> Result<(Tunnel, mpsc::Receiver<Event>), Error> {
@@ -131,14 +135,10 @@ pub fn start(
         udp_receive_buffer: udp.receive_buffer() / 2,
     };
     let addresses: Vec<_> = interface.addresses.iter().copied().map(inside).collect();
-    let (tun, stack) = stack::start(helper, &addresses, options)?;
+    let mut stack = Local::open(choice, helper, &addresses, options)?;
     for host in hosts {
         let mtu = if host.is_ipv4() { mtu + GROWTH } else { mtu };
-        let routed = stack.add_route(inside(*host), mtu);
-        routed.map_err(|source| Error::System {
-            what: "setting the route to a host in the tunnel",
-            source,
-        })?;
+        stack.local.add_route(inside(*host), mtu)?;
     }
     let identity = Identity::new(*interface.private_key.as_bytes());
     let now = Instant::now();
@@ -150,11 +150,13 @@ pub fn start(
     let needed = names.map(|peer| peer.name().to_owned()).collect();
     let (datagrams, outbox, delivery) = Datagrams::new(addresses[0]);
     let (events, receiver) = mpsc::channel(EVENTS);
+    if let Some(warning) = stack.instead {
+        let _ = events.try_send(Event::Warning(warning));
+    }
     let driver = Driver::new(driver::Parts {
         identity,
         udp,
-        tun,
-        stack: stack.clone(),
+        local: stack.local,
         peers,
         routes,
         own: addresses,
@@ -164,7 +166,7 @@ pub fn start(
         events,
     });
     let inner = Inner {
-        stack,
+        streams: stack.streams,
         datagrams,
         addresses: interface.addresses.clone(),
         needed,
@@ -194,15 +196,23 @@ impl Tunnel {
         &self.inner.needed
     }
 
+    /// The same as [`open`](Self::open), as a socket.
+    ///
+    /// # Errors
+    /// As those of [`open`](Self::open).
+    pub async fn connect(&self, to: SocketAddr) -> io::Result<TcpStream> {
+        self.open(to).await?.into_socket()
+    }
+
     /// Opens a TCP stream through the tunnel, within 30 seconds.
     ///
     /// # Errors
     /// What the other host or the stack says, or that nobody answered.
-    pub async fn connect(&self, to: SocketAddr) -> io::Result<TcpStream> {
+    pub async fn open(&self, to: SocketAddr) -> io::Result<Stream> {
         let (source, to) = self.ends(to).map_err(io::Error::other)?;
-        let connecting = self.inner.stack.connect(*source.ip(), to);
-        match tokio::time::timeout(CONNECT, connecting).await {
-            Ok(connected) => connected,
+        let opening = self.inner.streams.open(*source.ip(), to, &[]);
+        match tokio::time::timeout(CONNECT, opening).await {
+            Ok(opened) => Ok(opened?.0),
             Err(_) => {
                 let text = format!("no answer within {} seconds", CONNECT.as_secs());
                 Err(io::Error::new(io::ErrorKind::TimedOut, text))

@@ -42,6 +42,19 @@ pub(super) fn unmap(address: Ipv6Addr) -> Option<Ipv4Addr> {
     Some(last.into())
 }
 
+/// Where packets are too large for the way, and how large they may be, if `packet` says that
+/// (RFC 4443 §3.2).
+pub(super) fn too_big(packet: &[u8]) -> Option<(Ipv6Addr, u16)> {
+    const TOO_BIG: u8 = 2;
+    const MESSAGE: usize = 40;
+    const INNER: usize = MESSAGE + 8;
+    let is_that = packet.len() >= INNER + 40 && packet[6] == 58 && packet[MESSAGE] == TOO_BIG;
+    let mtu = packet.get(MESSAGE + 4..INNER).filter(|_| is_that)?;
+    let mtu = u32::from_be_bytes(mtu.try_into().ok()?);
+    let to: [u8; 16] = packet[INNER + 24..INNER + 40].try_into().ok()?;
+    Some((to.into(), u16::try_from(mtu).unwrap_or(u16::MAX)))
+}
+
 /// Makes an IPv4 packet of the stack's, behind what is in `out`. False when it is of no kind that
 /// goes through: nothing is added then.
 pub(super) fn to_v4(packet: &[u8], out: &mut Vec<u8>) -> bool {

@@ -2,12 +2,14 @@
 //! be dialled, which wait for their handshake, and which are known to be open. Time comes in as an
 //! argument; what the two sides of a pair are is up to the caller.
 
+use std::collections::hash_map::RandomState;
 use std::collections::{HashMap, HashSet};
 use std::net::Ipv6Addr;
 use std::time::{Duration, Instant};
 
+use relay_tcp::{Replays, Seen};
+
 use super::packet::{Flow, Parsed, early_data, parse, without_data};
-use super::replay::{Replays, Seen};
 
 /// How long a dialled application waits for the peer to finish its handshake.
 pub(super) const PAIR_TIMEOUT: Duration = Duration::from_secs(20);
@@ -63,7 +65,9 @@ pub(super) struct Accepts<P> {
     waiting: HashMap<Flow, Waiting<P>>,
     per_peer: HashMap<Ipv6Addr, usize>,
     open: HashSet<Flow>,
-    replays: Replays,
+    replays: Replays<RandomState>,
+    /// When the clock of `replays` began.
+    started: Instant,
     next: u64,
 }
 
@@ -74,6 +78,7 @@ impl<P> Default for Accepts<P> {
             per_peer: HashMap::new(),
             open: HashSet::new(),
             replays: Replays::default(),
+            started: Instant::now(),
             next: 0,
         }
     }
@@ -223,12 +228,18 @@ impl<P> Accepts<P> {
 
     /// Takes note of the data that the kernel is about to be given, if there is any.
     fn note(&mut self, flow: Flow, syn: &[u8], now: Instant) -> Option<Seen> {
-        early_data(syn).map(|sequence| self.replays.note(flow, sequence, now))
+        let now = self.moment(now);
+        early_data(syn).map(|sequence| self.replays.note(&flow, sequence, now))
     }
 
     /// Whether the kernel was given the data of this SYN before.
     fn is_replay(&mut self, flow: Flow, syn: &[u8], now: Instant) -> bool {
-        early_data(syn).is_some_and(|sequence| self.replays.contains(flow, sequence, now))
+        let now = self.moment(now);
+        early_data(syn).is_some_and(|sequence| self.replays.contains(&flow, sequence, now))
+    }
+
+    fn moment(&self, now: Instant) -> relay_tcp::Instant {
+        relay_tcp::Instant::ZERO + now.saturating_duration_since(self.started)
     }
 
     fn take(&mut self, flow: Flow, ticket: Option<Ticket>) -> Option<Wait<P>> {

@@ -21,7 +21,6 @@ mod helper;
 mod kernel;
 mod listeners;
 mod packet;
-mod replay;
 mod rewrite;
 mod segment;
 mod stream;
@@ -122,6 +121,17 @@ impl Default for StackOptions {
             udp_receive_buffer: 4 << 20,
         }
     }
+}
+
+/// What to say when relay's own TCP takes the place of the kernel's, because of `error`.
+pub(crate) fn instead_of_kernel(error: Error) -> String {
+    let reason = match error {
+        Error::KernelStack { reason } => reason,
+        error => error.to_string(),
+    };
+    format!(
+        "the tunnel uses relay's own TCP (--stack user), since the kernel's cannot be had: {reason}"
+    )
 }
 
 /// What to do with a decrypted packet from a peer.

@@ -88,7 +88,7 @@ impl Incoming {
     }
 }
 
-/// A stream to a peer. Dropping it resets it.
+/// A stream to a peer. Dropping it closes it.
 #[derive(Debug)]
 pub enum Stream {
     /// A socket of the kernel's TCP.
@@ -103,6 +103,14 @@ impl Stream {
         match self {
             Self::Kernel(stream) => pump_counted(local, stream, engine, moved).await,
             Self::User(opened) => opened.carry(local, moved).await,
+        }
+    }
+
+    /// Resets it.
+    pub fn abort(self) {
+        match self {
+            Self::Kernel(stream) => relay_engine::abort(stream),
+            Self::User(opened) => opened.abort(),
         }
     }
 
@@ -140,7 +148,10 @@ impl Streams {
                 let (stream, taken) = stack.connect_with(source, remote, first).await?;
                 Ok((Stream::Kernel(stream), taken))
             }
-            Self::User(stack) => Ok((Stream::User(stack.connect(source, remote).await?), 0)),
+            Self::User(stack) => {
+                let (opened, taken) = stack.connect(source, remote, first).await?;
+                Ok((Stream::User(opened), taken))
+            }
         }
     }
 
@@ -148,7 +159,7 @@ impl Streams {
     pub(crate) fn early_room(&self, peer: Ipv6Addr) -> usize {
         match self {
             Self::Kernel(stack) => stack.early_room(peer),
-            Self::User(_) => 0,
+            Self::User(stack) => stack.early_room(peer),
         }
     }
 

@@ -31,6 +31,11 @@ impl Ways {
         self.read().get(&peer).copied().unwrap_or_default().mtu
     }
 
+    /// Whether anything was said of this peer.
+    pub(super) fn knows(&self, peer: Ipv6Addr) -> bool {
+        self.read().contains_key(&peer)
+    }
+
     pub(super) fn is_near(&self, peer: Ipv6Addr) -> bool {
         self.read().get(&peer).is_some_and(|way| way.near)
     }

@@ -2,9 +2,10 @@
 
 use std::io::ErrorKind;
 use std::net::{Ipv4Addr, SocketAddrV6};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use relay_engine::{Ending, Engine, Moved, Side, Summary};
+use relay_tunnel::endpoint::StackChoice;
 use relay_tunnel::stack::Incoming;
 use socket2::SockRef;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -163,4 +164,104 @@ async fn a_carrier_that_is_dropped_ends_its_stream() {
     assert!(rest.is_empty(), "{rest:?}");
     drop(carried.app);
     ended(carried.far).await;
+}
+
+/// Asks with first bytes, as a forward does, and returns the time until the answer began.
+async fn ask(pair: &Pair, incoming: &mut mpsc::Receiver<Incoming>) -> Duration {
+    let (mut user, local) = sockets().await;
+    let (mut app, dialled) = sockets().await;
+    let endpoint = pair.client.endpoint.clone();
+    let began = Instant::now();
+    let near = tokio::spawn(async move {
+        let remote = SocketAddrV6::new(AGENT, 8000, 0, 0);
+        let (stream, taken) = endpoint.open(remote, b"get").await.unwrap();
+        assert_eq!(taken, 3);
+        stream.carry(local, Engine::Auto, &Moved::default()).await
+    });
+    let wanted = tokio::time::timeout(PATIENCE, incoming.recv()).await;
+    let wanted = wanted.unwrap().unwrap();
+    let far = tokio::spawn(async move {
+        let moved = Moved::default();
+        wanted.carry(dialled, Engine::Auto, &moved).await.unwrap()
+    });
+    let mut request = [0; 3];
+    app.read_exact(&mut request).await.unwrap();
+    assert_eq!(&request, b"get");
+    app.write_all(b"GET").await.unwrap();
+    let mut answer = [0; 3];
+    user.read_exact(&mut answer).await.unwrap();
+    let took = began.elapsed();
+    assert_eq!(&answer, b"GET");
+    user.write_all(b" more").await.unwrap();
+    user.shutdown().await.unwrap();
+    assert_eq!(read_all(&mut app).await, (b" more".to_vec(), None));
+    app.shutdown().await.unwrap();
+    assert_eq!(read_all(&mut user).await, (vec![], None));
+    let (near, far) = (ended(near).await, ended(far).await);
+    // What went with the request is counted by whoever sent it.
+    assert_eq!((near.a_to_b, near.b_to_a), (5, 3));
+    assert_eq!((far.a_to_b, far.b_to_a), (8, 3));
+    took
+}
+
+/// Whether a request over a long way is answered after one round trip: never two round trips are
+/// as fast, though a busy machine may make one as slow, now and then.
+async fn is_answered_at_once(stacks: [StackChoice; 2]) {
+    const WAY: Duration = Duration::from_millis(50);
+    let Some(pair) = Pair::open_with(false, stacks).await else {
+        return;
+    };
+    if pair.agent.node(false).await.features & 4 == 0 {
+        println!("skip: no data in first packets here");
+        return;
+    }
+    let mut incoming = pair.agent.endpoint.incoming();
+    pair.relay.set_delay(WAY);
+    let mut times = Vec::new();
+    while times.len() < 50 {
+        let took = ask(&pair, &mut incoming).await;
+        assert!(took >= 2 * WAY, "{took:?} is faster than the way");
+        times.push(took);
+        if took < 4 * WAY {
+            println!("{stacks:?}: answered after {times:?}");
+            return;
+        }
+    }
+    panic!("{stacks:?}: more than a round trip each time: {times:?}");
+}
+
+#[tokio::test]
+async fn a_request_over_a_long_way_is_answered_after_one_round_trip_by_either_stack() {
+    let (user, kernel) = (StackChoice::User, StackChoice::Kernel);
+    tokio::join!(
+        is_answered_at_once([user, user]),
+        is_answered_at_once([user, kernel]),
+        is_answered_at_once([kernel, user]),
+    );
+}
+
+#[tokio::test]
+async fn a_server_that_speaks_first_is_heard_after_one_round_trip() {
+    const WAY: Duration = Duration::from_millis(50);
+    let user = StackChoice::User;
+    let Some(pair) = Pair::open_with(false, [user, user]).await else {
+        return;
+    };
+    let mut incoming = pair.agent.endpoint.incoming();
+    pair.relay.set_delay(WAY);
+    let mut times = Vec::new();
+    while times.len() < 50 {
+        let began = Instant::now();
+        let mut carried = carry(&pair, &mut incoming).await;
+        carried.app.write_all(b"220").await.unwrap();
+        let mut greeting = [0; 3];
+        carried.user.read_exact(&mut greeting).await.unwrap();
+        times.push(began.elapsed());
+        assert_eq!(&greeting, b"220");
+        if began.elapsed() < 4 * WAY {
+            println!("greeted after {times:?}");
+            return;
+        }
+    }
+    panic!("more than a round trip each time: {times:?}");
 }

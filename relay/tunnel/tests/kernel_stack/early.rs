@@ -13,6 +13,8 @@ use crate::pair::*;
 
 const DELAY: Duration = Duration::from_millis(20);
 const RTT: Duration = Duration::from_millis(40);
+/// How often a busy machine may be too slow before that counts.
+const TRIES: usize = 40;
 
 /// Two stacks a long way apart, if this kernel sends data early.
 fn far() -> Option<Pair> {
@@ -63,7 +65,8 @@ async fn the_first_answer_comes_after_one_round_trip() {
     let (early, plain) = (b"get".as_slice(), b"".as_slice());
     for (first, bound) in [(early, RTT * 12 / 10), (plain, RTT * 24 / 10)] {
         let mut times = Vec::new();
-        for _ in 0..5 {
+        // A busy machine makes it slower; nothing makes one round trip more that fast.
+        while times.len() < TRIES && times.iter().all(|took| *took > bound) {
             let began = Instant::now();
             let (mut stream, taken) = pair.connect_with(PORT, first).await.unwrap();
             assert_eq!(taken, first.len());
@@ -74,7 +77,6 @@ async fn the_first_answer_comes_after_one_round_trip() {
         }
         times.sort();
         println!("{} bytes early: {times:?}", first.len());
-        // A busy machine makes it slower; nothing makes one round trip more that fast.
         assert!(times[0] <= bound, "{times:?}");
         assert!(times[0] >= RTT, "faster than the way: {times:?}");
     }
@@ -105,22 +107,26 @@ async fn what_finds_no_room_in_the_first_packet_follows() {
 async fn a_server_that_speaks_first_is_heard_as_soon_as_ever() {
     let Some(pair) = far() else { return };
     let mut incoming = pair.agent.incoming();
-    let agent = async {
-        let mut stream = next(&mut incoming).await.accept().await.unwrap();
-        stream.write_all(b"220").await.unwrap();
-        stream
-    };
-    let client = async {
-        let began = Instant::now();
-        let mut stream = pair.connect(PORT).await.unwrap();
-        let mut greeting = [0; 3];
-        stream.read_exact(&mut greeting).await.unwrap();
-        assert_eq!(&greeting, b"220");
-        began.elapsed()
-    };
-    let (_stream, took) = tokio::join!(agent, client);
     // The server speaks when the handshake is done on its side.
-    assert!(took <= RTT * 24 / 10, "{took:?}");
+    let bound = RTT * 24 / 10;
+    let mut times: Vec<Duration> = Vec::new();
+    while times.len() < TRIES && times.iter().all(|took| *took > bound) {
+        let agent = async {
+            let mut stream = next(&mut incoming).await.accept().await.unwrap();
+            stream.write_all(b"220").await.unwrap();
+            stream
+        };
+        let client = async {
+            let began = Instant::now();
+            let mut stream = pair.connect(PORT).await.unwrap();
+            let mut greeting = [0; 3];
+            stream.read_exact(&mut greeting).await.unwrap();
+            assert_eq!(&greeting, b"220");
+            began.elapsed()
+        };
+        times.push(tokio::join!(agent, client).1);
+    }
+    assert!(times.iter().any(|took| *took <= bound), "{times:?}");
 }
 
 #[tokio::test]

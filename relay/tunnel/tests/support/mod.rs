@@ -325,10 +325,18 @@ pub(crate) struct Pair {
 
 impl Pair {
     pub(crate) async fn open(direct: bool) -> Option<Pair> {
+        Self::open_with(direct, [stack(), stack()]).await
+    }
+
+    /// The same with a stack for the client and one for the agent.
+    pub(crate) async fn open_with(direct: bool, stacks: [StackChoice; 2]) -> Option<Pair> {
         let relay = Relay::start().await;
         let map = relay.map();
-        let client = End::open(CLIENT, true, direct, &map).await?;
-        let agent = End::open(AGENT, false, direct, &map).await?;
+        let with = |stack| {
+            move |config: &mut EndpointConfig| (config.direct, config.stack) = (direct, stack)
+        };
+        let client = End::open_with(CLIENT, true, &map, with(stacks[0])).await?;
+        let agent = End::open_with(AGENT, false, &map, with(stacks[1])).await?;
         let pair = Pair {
             client,
             agent,

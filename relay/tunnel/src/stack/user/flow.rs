@@ -15,6 +15,8 @@ use super::local::{Local, Outcome};
 
 /// How long the bytes that arrived before a break may take to get out.
 const GRACE: Duration = Duration::from_secs(1);
+/// How soon a socket that is being emptied is looked at again, at first.
+const FIRST_LOOK: Duration = Duration::from_millis(1);
 /// Bytes of one direction before others get their turn.
 const TURN: usize = 512 << 10;
 /// The least and the most that is read at once.
@@ -24,8 +26,10 @@ const READ: (usize, usize) = (16 << 10, 256 << 10);
 #[derive(Debug)]
 pub(super) struct Flow {
     pub(super) local: Option<Local>,
-    /// Hears that the connection came about, or why not.
-    pub(super) connected: Option<oneshot::Sender<io::Result<()>>>,
+    /// Hears that the connection came about and how many bytes it took before, or why not.
+    pub(super) connected: Option<oneshot::Sender<io::Result<usize>>>,
+    /// Bytes that the connection took when it was opened.
+    first: usize,
     /// Hears how it ended.
     pub(super) done: Option<oneshot::Sender<Ending>>,
     pub(super) moved: Moved,
@@ -40,8 +44,12 @@ pub(super) struct Flow {
     write_ended: bool,
     /// The connection has no room for what the socket has.
     blocked: bool,
-    /// It is on the list of those that go on in the next turn, or that are looked at each turn.
+    /// It is on the list of those that go on in the next turn.
     pub(super) listed: bool,
+    /// The alarm that is set for it.
+    pub(super) alarm: Option<Instant>,
+    /// How long until a socket that is being emptied is looked at once more.
+    look: Duration,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -61,27 +69,46 @@ pub(super) enum Next {
     Wait,
     /// For its next turn.
     Again,
-    /// For this moment at the latest, and otherwise to be looked at each turn.
+    /// The same, and for this moment at the latest.
     Until(Instant),
     /// Nothing.
     Over(Ending),
 }
 
 impl Flow {
-    /// A flow whose connection is being opened.
-    pub(super) fn new() -> Self {
+    /// A flow whose connection is being opened, and has taken `first` bytes.
+    pub(super) fn opening(connected: oneshot::Sender<io::Result<usize>>, first: usize) -> Self {
+        Self {
+            first,
+            ..Self::new(connected, Phase::Opening)
+        }
+    }
+
+    /// A flow whose connection a peer asked for: what came with that, and what the socket has to
+    /// say, waits for nothing.
+    pub(super) fn accepted(connected: oneshot::Sender<io::Result<usize>>, local: Local) -> Self {
+        Self {
+            local: Some(local),
+            ..Self::new(connected, Phase::Open)
+        }
+    }
+
+    fn new(connected: oneshot::Sender<io::Result<usize>>, phase: Phase) -> Self {
         Self {
             local: None,
-            connected: None,
+            connected: Some(connected),
+            first: 0,
             done: None,
             moved: Moved::default(),
             near: Side::B,
-            phase: Phase::Opening,
+            phase,
             read_most: READ.0,
             read_ended: false,
             write_ended: false,
             blocked: false,
             listed: false,
+            alarm: None,
+            look: FIRST_LOOK,
         }
     }
 
@@ -93,10 +120,13 @@ impl Flow {
         }
     }
 
-    /// The handshake is over. Whether somebody still waits for the connection.
+    /// The connection came about. Whether somebody still waits for it.
     pub(super) fn connected(&mut self) -> bool {
-        self.phase = Phase::Open;
-        let heard = self.connected.take().map(|sender| sender.send(Ok(())));
+        if let Phase::Opening = self.phase {
+            self.phase = Phase::Open;
+        }
+        let first = self.first;
+        let heard = self.connected.take().map(|sender| sender.send(Ok(first)));
         heard.is_none_or(|sent| sent.is_ok())
     }
 
@@ -187,15 +217,20 @@ impl Flow {
         until: Instant,
     ) -> Next {
         self.blocked = false;
-        if self.read_local(stack, id).is_err() {
-            self.read_ended = true;
-        }
+        let read = self.read_local(stack, id);
+        self.read_ended |= read.is_err();
         let flushed = stack
             .connection(id)
             .is_none_or(|connection| connection.is_flushed());
-        match (self.read_ended && flushed) || now >= until {
-            true => Next::Over(Ending::Reset(self.near)),
-            false => Next::Until(until),
+        if (self.read_ended && flushed) || now >= until {
+            return Next::Over(Ending::Reset(self.near));
+        }
+        if self.read_ended {
+            stack.tell_when_flushed(id);
+        }
+        match read {
+            Ok(true) => Next::Again,
+            _ => Next::Until(until),
         }
     }
 
@@ -204,13 +239,20 @@ impl Flow {
         let written = self.write_local(stack, id, now);
         let rest = stack.peek_with(id, |slices| slices.len()).unwrap_or(0);
         let sent = rest == 0 && self.local.as_ref().is_none_or(Local::is_sent);
-        match written.is_err() || sent || now >= until {
-            true => Next::Over(Ending::Reset(self.far())),
-            false => Next::Until(until),
+        if written.is_err() || sent || now >= until {
+            return Next::Over(Ending::Reset(self.far()));
         }
+        if let Ok(true) = written {
+            return Next::Again;
+        }
+        // Nothing tells that the other side of the socket has got everything.
+        let look = now + self.look;
+        self.look = 2 * self.look;
+        Next::Until(look.min(until))
     }
 
-    /// Writes what came to the socket. True when it stopped for others' sake.
+    /// Writes what came to the socket, and its end: where nothing comes from the socket any more, that
+    /// is closing it. True when it stopped for others' sake.
     fn write_local(
         &mut self,
         stack: &mut Stack,
@@ -231,7 +273,9 @@ impl Flow {
                     (stack.connection(id)).is_some_and(|connection| connection.is_read_to_end());
                 if ended {
                     self.write_ended = true;
-                    local.finish();
+                    if !self.read_ended {
+                        local.finish();
+                    }
                 }
                 return Ok(false);
             };

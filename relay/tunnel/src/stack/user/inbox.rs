@@ -23,7 +23,9 @@ pub(super) enum Ask {
         ticket: Arc<Ticket>,
         source: Ipv6Addr,
         remote: SocketAddrV6,
-        done: oneshot::Sender<io::Result<()>>,
+        /// Its first bytes.
+        first: Vec<u8>,
+        done: oneshot::Sender<io::Result<usize>>,
     },
     Join {
         ticket: Arc<Ticket>,
@@ -37,11 +39,12 @@ pub(super) enum Ask {
         patience: Option<Duration>,
         local: TcpStream,
         moved: Moved,
-        connected: oneshot::Sender<io::Result<()>>,
+        connected: oneshot::Sender<io::Result<usize>>,
         done: Option<oneshot::Sender<Ending>>,
     },
     Refuse(RequestId),
     Close(Arc<Ticket>),
+    Reset(Arc<Ticket>),
 }
 
 /// By what handle and loop name a connection, which the loop makes later than the handle.

@@ -46,7 +46,11 @@ pub(crate) use turn::UserLoop;
 use super::accept::PAIR_TIMEOUT;
 use super::kernel::lock;
 use super::stream::Incoming;
+use super::ways::Ways;
 use inbox::{Ask, Inbox, Ticket};
+
+/// The headers of a stream's first packet, with as many options as there can be.
+const HEADERS: usize = 40 + 60;
 
 /// How relay's own TCP is set up.
 #[derive(Debug, Clone)]
@@ -55,6 +59,8 @@ pub(crate) struct UserOptions {
     pub(crate) addresses: Vec<Ipv6Addr>,
     /// Bytes the tunnel's UDP socket can queue: windows over short ways are kept below it.
     pub(crate) udp_receive_buffer: usize,
+    /// Peers are relay's, or Coder's: authentic addresses, and no small segments held back.
+    pub(crate) between_relays: bool,
 }
 
 /// A handle to relay's own TCP in one loop.
@@ -70,6 +76,7 @@ struct Shared {
     incoming: Mutex<Option<mpsc::Sender<Incoming>>>,
     runtime: Handle,
     pairs: pair::Pairs,
+    ways: Ways,
 }
 
 /// Makes a stack for the loop of the runtime that runs the caller.
@@ -79,6 +86,7 @@ pub(crate) fn open(options: UserOptions) -> (UserLoop, UserStack) {
         incoming: Mutex::default(),
         runtime: Handle::current(),
         pairs: pair::Pairs::default(),
+        ways: Ways::default(),
     });
     let stack = UserStack {
         shared: Arc::clone(&shared),
@@ -87,23 +95,33 @@ pub(crate) fn open(options: UserOptions) -> (UserLoop, UserStack) {
 }
 
 impl UserStack {
-    /// Opens a stream from one of this end's addresses.
+    /// Opens a stream from one of this end's addresses whose first bytes are `first`, and says how
+    /// many of them it took. They travel with its first packet as far as that holds them.
     pub(crate) async fn connect(
         &self,
         source: Ipv6Addr,
         remote: SocketAddrV6,
-    ) -> io::Result<Opened> {
+        first: &[u8],
+    ) -> io::Result<(Opened, usize)> {
         let mut open = Open::new(&self.shared);
         let (done, opened) = oneshot::channel();
         self.shared.inbox.ask(Ask::Connect {
             ticket: Arc::clone(&open.ticket),
             source,
             remote,
+            first: first.to_vec(),
             done,
         });
-        opened.await.map_err(|_| closed())??;
+        let taken = opened.await.map_err(|_| closed())??;
         open.is_over = false;
-        Ok(Opened { open })
+        Ok((Opened { open }, taken))
+    }
+
+    /// How many bytes fit the first packet of a stream to this peer.
+    pub(crate) fn early_room(&self, peer: Ipv6Addr) -> usize {
+        usize::from(self.shared.ways.get(peer))
+            .saturating_sub(HEADERS)
+            .min(relay_tcp::MOST_EARLY)
     }
 
     pub(crate) fn runtime(&self) -> &Handle {
@@ -113,6 +131,14 @@ impl UserStack {
     /// Turns accept on demand on: wanted connections go there.
     pub(crate) fn send_incoming_to(&self, sender: mpsc::Sender<Incoming>) {
         *lock(&self.shared.incoming) = Some(sender);
+    }
+}
+
+/// Waits until a wanted connection came about.
+async fn came_about(opened: oneshot::Receiver<io::Result<usize>>) -> io::Result<()> {
+    match tokio::time::timeout(PAIR_TIMEOUT, opened).await {
+        Ok(outcome) => outcome.map_err(|_| closed())?.map(drop),
+        Err(_) => Err(io::ErrorKind::TimedOut.into()),
     }
 }
 
@@ -161,6 +187,13 @@ impl Opened {
         let end = ended.await.unwrap_or(Ending::Reset(Side::B));
         self.open.is_over = true;
         summary(moved, end)
+    }
+
+    /// Resets it.
+    pub(crate) fn abort(mut self) {
+        let ticket = Arc::clone(&self.open.ticket);
+        self.open.shared.inbox.ask(Ask::Reset(ticket));
+        self.open.is_over = true;
     }
 
     /// As one end of a pair, whose other end the loop carries.
@@ -219,10 +252,7 @@ impl Wanted {
         let (near, far) = self.shared.pairs.make()?;
         let mut open = Open::new(&self.shared);
         let opened = self.take(&open, far, Moved::default(), None);
-        match tokio::time::timeout(PAIR_TIMEOUT, opened).await {
-            Ok(outcome) => outcome.map_err(|_| closed())??,
-            Err(_) => return Err(io::ErrorKind::TimedOut.into()),
-        }
+        came_about(opened).await?;
         open.is_over = true;
         Ok(near)
     }
@@ -232,10 +262,7 @@ impl Wanted {
         let mut open = Open::new(&self.shared);
         let (done, ended) = oneshot::channel();
         let opened = self.take(&open, app, moved.clone(), Some(done));
-        match tokio::time::timeout(PAIR_TIMEOUT, opened).await {
-            Ok(outcome) => outcome.map_err(|_| closed())??,
-            Err(_) => return Err(io::ErrorKind::TimedOut.into()),
-        }
+        came_about(opened).await?;
         let end = ended.await.unwrap_or(Ending::Reset(Side::A));
         open.is_over = true;
         Ok(summary(moved, end))
@@ -247,7 +274,7 @@ impl Wanted {
         local: TcpStream,
         moved: Moved,
         done: Option<oneshot::Sender<Ending>>,
-    ) -> oneshot::Receiver<io::Result<()>> {
+    ) -> oneshot::Receiver<io::Result<usize>> {
         let (connected, opened) = oneshot::channel();
         if let Some(request) = self.request.take() {
             self.shared.inbox.ask(Ask::Accept {

@@ -1,7 +1,8 @@
 //! The loop's side: packets in, local sockets, packets out. All of it is done in the loop's own
 //! turns; nothing here waits.
 
-use std::collections::HashMap;
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, HashMap};
 use std::future::poll_fn;
 use std::io;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr, SocketAddrV6};
@@ -37,8 +38,8 @@ pub(crate) struct UserLoop {
     flows: HashMap<ConnectionId, Flow>,
     /// Flows that stopped for others' sake.
     again: Vec<ConnectionId>,
-    /// Flows that are looked at each turn, until a moment at the latest.
-    late: Vec<(ConnectionId, Instant)>,
+    /// When flows are to be run at the latest. A flow has one alarm that counts.
+    alarms: BinaryHeap<Reverse<(Instant, ConnectionId)>>,
     /// To what receive buffers grow over short ways, in bytes.
     near: u64,
     asks: Vec<Ask>,
@@ -62,6 +63,8 @@ impl UserLoop {
             keepalive: None,
             // No router in a tunnel can mark a packet.
             ecn: false,
+            early_data: options.between_relays,
+            patient_acks: options.between_relays,
             ..Config::default()
         };
         let config = StackConfig {
@@ -75,7 +78,7 @@ impl UserLoop {
             shared,
             flows: HashMap::new(),
             again: Vec::new(),
-            late: Vec::new(),
+            alarms: BinaryHeap::new(),
             near: options.udp_receive_buffer as u64,
             asks: Vec::new(),
             ready: Vec::new(),
@@ -111,14 +114,13 @@ impl UserLoop {
         let now = self.moment(now);
         self.stack.handle_timeout(now);
         self.answer(now);
-        let late = std::mem::take(&mut self.late).into_iter();
-        let again = std::mem::take(&mut self.again).into_iter();
-        for id in again.chain(late.map(|(id, _)| id)) {
+        for id in std::mem::take(&mut self.again) {
             if let Some(flow) = self.flows.get_mut(&id) {
                 flow.listed = false;
             }
             self.run(id, now, false);
         }
+        self.ring(now);
         while let Some(event) = self.stack.poll_event() {
             self.handle_event(event, now);
         }
@@ -135,8 +137,8 @@ impl UserLoop {
 
     /// When [`turn`](Self::turn) is to be called next if nothing happens before.
     pub(crate) fn poll_timeout(&self, now: Clock) -> Option<(Clock, &'static str)> {
-        let late = self.late.iter().map(|(_, at)| *at).min();
-        let next = [self.stack.poll_timeout(self.moment(now)), late];
+        let alarm = self.alarms.peek().map(|Reverse((at, _))| *at);
+        let next = [self.stack.poll_timeout(self.moment(now)), alarm];
         let at = next.into_iter().flatten().min()?;
         Some((self.started + at.since(Instant::ZERO), "user stack"))
     }
@@ -144,7 +146,17 @@ impl UserLoop {
     /// Sets the largest packet that reaches this peer; streams that are open follow at once.
     pub(crate) fn set_peer_mtu(&mut self, now: Clock, peer: Ipv6Addr, mtu: u16) {
         let now = self.moment(now);
+        self.shared.ways.set(peer, mtu);
         self.stack.set_mtu(now, peer.into(), mtu);
+    }
+
+    /// The way to this peer carries no packets larger than `mtu`, as somebody on it says.
+    pub(crate) fn narrow(&mut self, now: Clock, peer: Ipv6Addr, mtu: u16) {
+        // No IPv6 link carries less, and a forged message must not make it slow.
+        let mtu = mtu.max(BASE_MTU);
+        if self.shared.ways.knows(peer) && mtu < self.shared.ways.get(peer) {
+            self.set_peer_mtu(now, peer, mtu);
+        }
     }
 
     /// Says whether the way to this peer is known to be short. Over a short way no more may be
@@ -159,6 +171,7 @@ impl UserLoop {
 
     /// Forgets a peer and ends the streams to it.
     pub(crate) fn forget_peer(&mut self, peer: Ipv6Addr) {
+        self.shared.ways.remove(peer);
         self.stack.forget_peer(peer.into());
     }
 
@@ -196,17 +209,15 @@ impl UserLoop {
                 ticket,
                 source,
                 remote,
+                first,
                 done,
             } => {
                 if ticket.is_given_up() {
                     return;
                 }
-                match self.stack.connect(now, source.into(), remote.into()) {
-                    Ok(id) => {
-                        let mut flow = Flow::new();
-                        flow.connected = Some(done);
-                        self.insert(now, &ticket, id, flow);
-                    }
+                let (local, far) = (source.into(), remote.into());
+                match self.stack.connect_with(now, local, far, &first) {
+                    Ok((id, taken)) => self.insert(now, &ticket, id, Flow::opening(done, taken)),
                     Err(error) => drop(done.send(Err(io::Error::other(error)))),
                 }
             }
@@ -240,9 +251,7 @@ impl UserLoop {
                         self.stack.set_user_timeout(id, longest);
                     }
                     let waker = SocketWaker::new(&self.shared, id);
-                    let mut flow = Flow::new();
-                    flow.local = Some(Local::new(local, waker));
-                    flow.connected = Some(connected);
+                    let mut flow = Flow::accepted(connected, Local::new(local, waker));
                     (flow.moved, flow.done) = (moved, done);
                     self.insert(now, &ticket, id, flow);
                 }
@@ -257,6 +266,12 @@ impl UserLoop {
                 if let Some(id) = ticket.id() {
                     self.flows.remove(&id);
                     self.stack.close(now, id);
+                }
+            }
+            Ask::Reset(ticket) => {
+                if let Some(id) = ticket.id() {
+                    self.flows.remove(&id);
+                    self.stack.abort(id);
                 }
             }
         }
@@ -341,16 +356,30 @@ impl UserLoop {
         };
         match flow.run(&mut self.stack, id, now, woken) {
             Next::Over(ending) => self.end(id, now, ending),
-            // What it is listed for makes it run, whatever it waits for by then.
-            Next::Wait | Next::Again | Next::Until(_) if flow.listed => {}
-            Next::Wait => {}
-            Next::Again => {
+            Next::Again if !flow.listed => {
                 flow.listed = true;
                 self.again.push(id);
             }
-            Next::Until(at) => {
-                flow.listed = true;
-                self.late.push((id, at));
+            Next::Wait | Next::Again => {}
+            Next::Until(at) if flow.alarm.is_none_or(|set| at < set) => {
+                flow.alarm = Some(at);
+                self.alarms.push(Reverse((at, id)));
+            }
+            Next::Until(_) => {}
+        }
+    }
+
+    /// Runs the flows whose alarms are due.
+    fn ring(&mut self, now: Instant) {
+        while let Some(&Reverse((at, id))) = self.alarms.peek()
+            && at <= now
+        {
+            self.alarms.pop();
+            if let Some(flow) = self.flows.get_mut(&id)
+                && flow.alarm == Some(at)
+            {
+                flow.alarm = None;
+                self.run(id, now, false);
             }
         }
     }
