@@ -4,6 +4,8 @@
 #[allow(unreachable_pub)]
 mod bodies;
 
+use std::path::PathBuf;
+
 use proptest::collection::vec;
 use proptest::prelude::*;
 
@@ -22,6 +24,38 @@ fn packet() -> impl Strategy<Value = Vec<u8>> {
         }
         packet
     })
+}
+
+/// What fuzzing found worth keeping: `cargo fuzz` starts from it.
+fn stored(target: &str) -> Vec<(PathBuf, Vec<u8>)> {
+    let folder = format!("{}/fuzz/inputs/{target}", env!("CARGO_MANIFEST_DIR"));
+    let files = std::fs::read_dir(&folder).expect("the folder of inputs");
+    let mut paths: Vec<_> = files.map(|file| file.expect("a file").path()).collect();
+    assert!(!paths.is_empty(), "{folder} is empty");
+    paths.sort();
+    let inputs = paths.into_iter().map(|path| {
+        let bytes = std::fs::read(&path).expect("an input");
+        (path, bytes)
+    });
+    inputs.collect()
+}
+
+/// Runs a target on its stored inputs and names the one that is not borne.
+fn replay(target: &str, body: fn(&[u8])) {
+    for (path, bytes) in stored(target) {
+        let outcome = std::panic::catch_unwind(|| body(&bytes));
+        assert!(outcome.is_ok(), "{} is not borne", path.display());
+    }
+}
+
+#[test]
+fn stored_packets_are_borne() {
+    replay("packets", bodies::packets);
+}
+
+#[test]
+fn stored_segments_are_borne() {
+    replay("segments", bodies::segments);
 }
 
 proptest! {
