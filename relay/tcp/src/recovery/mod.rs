@@ -276,7 +276,10 @@ impl Recovery {
             .iter()
             .any(|sent| sent.fate == scoreboard::Fate::Lost && !sent.retransmitted);
         delivered.clear();
-        self.delivered = delivered;
+        self.delivered = match self.board.is_empty() {
+            true => Vec::new(),
+            false => delivered,
+        };
         acked += self.count_duplicate_ack(input, moved);
         self.note_duplicate(input);
 
@@ -450,14 +453,15 @@ impl Recovery {
             self.finish_repair(now);
         }
         if self.phase == Phase::Open && lost > 0 {
-            self.begin_recovery(now, lost, undone);
+            self.begin_recovery(now, undone);
         }
     }
 
-    fn begin_recovery(&mut self, now: Instant, lost: u64, undone: bool) {
+    fn begin_recovery(&mut self, now: Instant, undone: bool) {
         let in_flight = self.in_flight();
-        self.cc.on_congestion(now, Signal::Loss, in_flight + lost);
+        // RFC 5681 §3.1: all that was sent and not acknowledged, also what the peer says it holds.
         let flight = self.next - self.edge;
+        self.cc.on_congestion(now, Signal::Loss, flight);
         self.prr = self
             .cc
             .reduction_target()

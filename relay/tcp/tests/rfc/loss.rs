@@ -43,6 +43,57 @@ fn three_segments_beyond_a_gap_mean_loss() {
     );
 }
 
+/// RFC 6937: seven tenths of ten may be in flight; six are when the loss is found. From then on each
+/// segment that arrives lets one go, and a window is neither stopped nor sent at once.
+#[test]
+fn while_a_loss_is_repaired_each_arrival_lets_one_segment_go() {
+    run("
+        connect
+        > S seq=0
+        +50
+        < S. seq=0 ack=1 mss=1000 sackok
+        > . seq=1 ack=1
+        write 10000
+        > . seq=1 len=1000
+        > . seq=1001 len=1000
+        > . seq=2001 len=1000
+        > . seq=3001 len=1000
+        > . seq=4001 len=1000
+        > . seq=5001 len=1000
+        > . seq=6001 len=1000
+        > . seq=7001 len=1000
+        > . seq=8001 len=1000
+        > . seq=9001 len=1000
+        none
+        +50
+        < . seq=1 ack=1 sack=1001-2001
+        none
+        < . seq=1 ack=1 sack=1001-3001
+        none
+        < . seq=1 ack=1 sack=1001-4001
+        > . seq=1 len=1000
+        window 7000..7001
+        write 10000
+        none
+        +5
+        < . seq=1 ack=1 sack=1001-5001
+        > . seq=10001 len=1000
+        none
+        +5
+        < . seq=1 ack=1 sack=1001-6001
+        > . seq=11001 len=1000
+        none
+        +5
+        < . seq=1 ack=1 sack=1001-9001
+        > . seq=12001 len=1000
+        > . seq=13001 len=1000
+        # The last of them is paced.
+        ~7 > . seq=14001 len=1000
+        window 7000..7001
+        +20
+    ");
+}
+
 #[test]
 fn less_than_three_mean_loss_after_a_quarter_of_a_round_trip() {
     flight(
