@@ -49,11 +49,12 @@ pub(crate) async fn serve(mut incoming: mpsc::Receiver<Incoming>, service: Servi
         };
         let service = service.clone();
         tokio::spawn(async move {
+            // Boxes, so that connections to apps, which may be many, take no room for the others.
             match wanted.port() {
-                api::PORT => answer(wanted, service).await,
-                speedtest::PORT => measure(wanted, service.speed_tests).await,
+                api::PORT => Box::pin(answer(wanted, service)).await,
+                speedtest::PORT => Box::pin(measure(wanted, service.speed_tests)).await,
                 port if ssh::PORTS.contains(&port) => {
-                    log_in(wanted, service.ssh, &service.traffic).await;
+                    Box::pin(log_in(wanted, service.ssh, &service.traffic)).await;
                 }
                 _ => connect(wanted, service.engine, &service.traffic).await,
             }
@@ -103,7 +104,7 @@ async fn log_in(wanted: Incoming, ssh: Arc<ssh::Server>, traffic: &Arc<Traffic>)
 
 async fn connect(wanted: Incoming, engine: Engine, traffic: &Arc<Traffic>) {
     let (source, port) = (wanted.source(), wanted.port());
-    let app = match dial(port).await {
+    let app = match Box::pin(dial(port)).await {
         Ok(app) => app,
         Err(error) => {
             tracing::debug!(%source, port, %error, "no app answers");

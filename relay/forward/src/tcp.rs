@@ -114,19 +114,21 @@ async fn carry<W: Way>(
         }
         None => {}
     }
-    let connected = match (&remote, way.early_data()) {
-        // The engine sockmap joins only connections of which nothing was read yet.
-        (Remote::Port(port), Some(early)) if engine != Engine::Sockmap => {
-            let first = first_bytes(&local, early).await;
-            open(&way, *port, &local, first).await
+    let opening = Box::pin(async {
+        match (&remote, way.early_data()) {
+            // The engine sockmap joins only connections of which nothing was read yet.
+            (Remote::Port(port), Some(early)) if engine != Engine::Sockmap => {
+                let first = first_bytes(&local, early).await;
+                open(&way, *port, &local, first).await
+            }
+            (Remote::Port(port), _) => way.open(*port, &[]).await,
+            (Remote::Socket(path), _) => {
+                let dialled = agent_api::dial_socket(&way, path).await;
+                dialled.map(|far| (Stream::Kernel(far), 0))
+            }
         }
-        (Remote::Port(port), _) => way.open(*port, &[]).await,
-        (Remote::Socket(path), _) => {
-            let dialled = agent_api::dial_socket(&way, path).await;
-            dialled.map(|far| (Stream::Kernel(far), 0))
-        }
-    };
-    match connected {
+    });
+    match opening.await {
         Ok((far, early)) => {
             counted.early(early);
             let summary = far.carry(local, engine, &counted.moved).await;

@@ -308,7 +308,8 @@ impl Scoreboard {
             }
             self.order.pop_front();
         }
-        if self.sent.is_empty() && self.sent.capacity() > 64 {
+        if self.sent.is_empty() {
+            // There may be thousands of idle connections.
             self.sent = VecDeque::new();
             self.order = VecDeque::new();
             self.news = Vec::new();

@@ -104,11 +104,13 @@ pub enum Event {
 }
 
 /// What is known about the way to a peer.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Default)]
 struct Way {
     mtu: Option<u16>,
     algorithm: Option<Algorithm>,
     receive_max: Option<u64>,
+    /// What its connections share; none until one is opened after something changed.
+    config: Option<Arc<Config>>,
 }
 
 /// Many connections between addresses of this end and peers.
@@ -380,7 +382,9 @@ impl Stack {
     /// the receive buffers of all of them may grow.
     pub fn set_way(&mut self, peer: IpAddr, algorithm: Algorithm, receive_max: u64) {
         let way = self.ways.entry(peer).or_default();
-        way.algorithm = Some(algorithm);
+        if way.algorithm.replace(algorithm) != Some(algorithm) {
+            way.config = None;
+        }
         if way.receive_max.replace(receive_max) == Some(receive_max) {
             return;
         }
@@ -399,7 +403,10 @@ impl Stack {
     /// The largest packet the way to `peer` carries from now on. Connections follow at once: what
     /// is in flight and too large is sent again.
     pub fn set_mtu(&mut self, now: Instant, peer: IpAddr, mtu: u16) {
-        self.ways.entry(peer).or_default().mtu = Some(mtu);
+        let way = self.ways.entry(peer).or_default();
+        if way.mtu.replace(mtu) != Some(mtu) {
+            way.config = None;
+        }
         for id in self.table.of_peer(peer) {
             if let Some(entry) = self.table.get(id) {
                 entry.connection.set_mtu(now, mtu);
@@ -458,16 +465,19 @@ impl Stack {
         id
     }
 
-    fn config_for(&self, peer: IpAddr) -> Arc<Config> {
-        let Some(way) = self.ways.get(&peer) else {
-            return self.connection.clone();
-        };
+    fn config_for(&mut self, peer: IpAddr) -> Arc<Config> {
         let usual = &self.connection;
-        Arc::new(Config {
-            mtu: way.mtu.unwrap_or(usual.mtu),
-            algorithm: way.algorithm.unwrap_or(usual.algorithm),
-            ..Config::clone(usual)
-        })
+        let Some(way) = self.ways.get_mut(&peer) else {
+            return Arc::clone(usual);
+        };
+        let config = way.config.get_or_insert_with(|| {
+            Arc::new(Config {
+                mtu: way.mtu.unwrap_or(usual.mtu),
+                algorithm: way.algorithm.unwrap_or(usual.algorithm),
+                ..Config::clone(usual)
+            })
+        });
+        Arc::clone(config)
     }
 
     /// A tuple that no connection has; one in TIME-WAIT makes room if there is no other.

@@ -71,8 +71,8 @@ impl Incoming {
     /// first side of the summary. Fails as [`accept`](Self::accept) does, and has reset `app` then.
     pub async fn carry(self, app: TcpStream, engine: Engine, moved: &Moved) -> io::Result<Summary> {
         match self {
-            Self::Kernel(wanted) => match wanted.accept().await {
-                Ok(peer) => Ok(pump_counted(peer, app, engine, moved).await),
+            Self::Kernel(wanted) => match Box::pin(wanted.accept()).await {
+                Ok(peer) => Ok(Box::pin(pump_counted(peer, app, engine, moved)).await),
                 Err(error) => {
                     relay_engine::abort(app);
                     Err(error)
@@ -101,7 +101,8 @@ impl Stream {
     /// Carries it to and from `local` until its end. That is the first side of the summary.
     pub async fn carry(self, local: TcpStream, engine: Engine, moved: &Moved) -> Summary {
         match self {
-            Self::Kernel(stream) => pump_counted(local, stream, engine, moved).await,
+            // A box, so that streams of relay's own TCP take no room for an engine.
+            Self::Kernel(stream) => Box::pin(pump_counted(local, stream, engine, moved)).await,
             Self::User(opened) => opened.carry(local, moved).await,
         }
     }
