@@ -226,10 +226,9 @@ impl Cluster {
     fn relay(&self, binary: &Path) -> Command {
         let command = match self.options {
             Options { rootless: true, .. } => rootless::wrap(&self.reachable(binary)),
-            Options { confined: true, .. } => rootless::confine(binary),
             _ => Command::new(binary),
         };
-        clean(command, self.home.path())
+        confined(clean(command, self.home.path()), &self.options)
     }
 
     /// A copy of the binary where every user can run it: the target folder may be private.
@@ -285,17 +284,13 @@ impl Cluster {
 }
 
 pub(crate) fn start_server(host: &Host, home: &Path, options: &Options) -> Process {
-    let binary = relay_binary();
-    let command = match options.confined {
-        true => rootless::confine(&binary),
-        false => Command::new(binary),
-    };
-    let mut command = clean(command, home);
+    let mut command = clean(Command::new(relay_binary()), home);
     let address = format!("{}:{HTTP}", host.ipv4);
     command
         .args(["server", "--http-address", &address, "--data-dir"])
         .arg(home.join("data"))
         .args(&options.server_flags);
+    let command = confined(command, options);
     let mut server = Process::start("server", Some(host), command);
     let up = crate::poll(PATIENCE, || {
         (host.listens(host.ipv4.into(), HTTP) || !server.runs()).then_some(())
@@ -315,6 +310,19 @@ pub(crate) fn finish(name: &str, host: &Host, command: Command) -> Finished {
         code: status.code().unwrap_or(-1),
         stdout: process.stdout(),
         stderr: process.stderr(),
+    }
+}
+
+/// The command as the options want it: confined, where all programs are not anyway. It is for relay
+/// to find which stack works there.
+fn confined(mut command: Command, options: &Options) -> Command {
+    if !options.confined {
+        return command;
+    }
+    command.env_remove("RELAY_STACK");
+    match rootless::all_are_confined() {
+        true => command,
+        false => rootless::confine(&command),
     }
 }
 

@@ -31,6 +31,40 @@ macro_rules! needs {
     };
 }
 
+/// Returns, with its reason printed, from a test that is about the kernel's TCP, where tunnels have
+/// relay's own in this run. Nothing is missing then, so that `RELAY_REQUIRE_ALL` allows it.
+#[macro_export]
+macro_rules! kernel_stack_only {
+    ($reason:literal) => {
+        if $crate::needs::stack() != "kernel" {
+            $crate::say(concat!("NOT FOR THIS STACK: ", $reason));
+            return;
+        }
+    };
+}
+
+/// Returns, with its reason printed, from a test that is about what a container cannot do, where
+/// [all programs are confined](crate::rootless::all_are_confined) in this run.
+#[macro_export]
+macro_rules! unconfined_only {
+    ($reason:literal) => {
+        if $crate::rootless::all_are_confined() {
+            $crate::say(concat!("NOT FOR CONTAINERS: ", $reason));
+            return;
+        }
+    };
+}
+
+/// The stack that tunnels have in this run, as `--stack` names it: relay's own where `RELAY_STACK`
+/// says so or [all are confined](crate::rootless::all_are_confined).
+pub fn stack() -> &'static str {
+    let asked = std::env::var_os("RELAY_STACK").is_some_and(|name| name == "user");
+    match asked || crate::rootless::all_are_confined() {
+        true => "user",
+        false => "kernel",
+    }
+}
+
 /// Prints why the test does not run here, and returns from it; panics where nothing may be skipped.
 #[macro_export]
 macro_rules! skip {

@@ -202,6 +202,17 @@ pub struct Host {
 }
 
 impl Host {
+    /// Makes `command` start on this host, which is a container where
+    /// [all are confined](crate::rootless::all_are_confined).
+    pub fn run(&self, command: Command) -> Command {
+        let mut command = match crate::rootless::all_are_confined() {
+            true => crate::rootless::confine(&command),
+            false => command,
+        };
+        self.namespace.adopt(&mut command);
+        command
+    }
+
     /// Connects from this host.
     ///
     /// # Errors

@@ -53,6 +53,16 @@ impl Process {
         Process::spawn(name, host, command, Stdio::null())
     }
 
+    /// Starts it in a host's network and in no container, whatever relay is in: a program that
+    /// stands for another machine's.
+    ///
+    /// # Panics
+    /// When it does not start.
+    pub fn outside(name: &str, host: &Host, mut command: Command) -> Process {
+        host.namespace.adopt(&mut command);
+        Process::start(name, None, command)
+    }
+
     /// Starts it with a pipe to its standard input.
     ///
     /// # Panics
@@ -69,7 +79,7 @@ impl Process {
 
     fn spawn(name: &str, host: Option<&Host>, mut command: Command, input: Stdio) -> Process {
         if let Some(host) = host {
-            host.namespace.adopt(&mut command);
+            command = host.run(command);
         }
         command
             .stdin(input)
@@ -234,6 +244,23 @@ impl Drop for Process {
     }
 }
 
+impl Process {
+    /// The processor time of its threads, those that ended not counted
+    /// (`/proc/PID/task/TID/schedstat`).
+    ///
+    /// # Panics
+    /// When the program has ended.
+    pub fn processor_time(&self) -> Duration {
+        let folder = format!("/proc/{}/task", self.id());
+        let threads = std::fs::read_dir(folder).expect("threads").flatten();
+        let nanos = threads.filter_map(|thread| {
+            let text = std::fs::read_to_string(thread.path().join("schedstat")).ok()?;
+            text.split(' ').next()?.parse::<u64>().ok()
+        });
+        Duration::from_nanos(nanos.sum())
+    }
+}
+
 /// Runs relay to its end.
 pub fn run_relay(host: Option<&Host>, home: &Path, args: &[&str]) -> Finished {
     let mut command = relay(home);
@@ -388,12 +415,13 @@ fn usual_limits() -> std::io::Result<()> {
     Ok(())
 }
 
-/// Raises the test's own limit of descriptors as far as it may.
-pub fn raise_own_descriptor_limit() {
+/// Raises the test's own limit of descriptors as far as it may, and says how many it may have.
+pub fn raise_own_descriptor_limit() -> u64 {
     const WANTED: u64 = 65_536;
     if setrlimit(Resource::RLIMIT_NOFILE, WANTED, WANTED).is_err()
         && let Ok((_, hard)) = getrlimit(Resource::RLIMIT_NOFILE)
     {
         let _ = setrlimit(Resource::RLIMIT_NOFILE, hard, hard);
     }
+    getrlimit(Resource::RLIMIT_NOFILE).map_or(0, |(soft, _)| soft)
 }

@@ -36,7 +36,7 @@ impl OnTerminal {
         let name = ptsname(&master, Vec::new()).expect("ptsname");
         let flags = OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC;
         let slave = rustix::fs::open(&*name, flags, Mode::empty()).expect("slave");
-        host.namespace.adopt(&mut command);
+        command = host.run(command);
         let end = || Stdio::from(slave.try_clone().expect("descriptor"));
         command.stdin(end()).stdout(end()).stderr(end());
         // SAFETY: between fork and exec only setsid(2), ioctl(2) and prctl(2) are called, which are

@@ -44,17 +44,33 @@ exec setpriv --inh-caps=-all --bounding-set=-all --no-new-privs sh -c \
 const CONFINED: &str = "set -e
 mount -t tmpfs tmpfs /dev/net
 echo 0 > /proc/sys/user/max_user_namespaces
-exec setpriv --inh-caps=-all --bounding-set=-all --no-new-privs \"$@\"";
+exec setpriv --inh-caps=-all --bounding-set=-all --no-new-privs --pdeathsig KILL \"$@\"";
 
-/// The command that runs `program` without `/dev/net/tun`, without any capability, and without
-/// the right to make a namespace.
+/// The same command without `/dev/net/tun`, without any capability, and without the right to make a
+/// namespace.
 ///
 /// # Panics
 /// Where `unshare` is missing: ask for [`Need::Confined`](crate::needs::Need::Confined) first.
-pub fn confine(binary: &Path) -> Command {
+pub fn confine(command: &Command) -> Command {
     let unshare = program("unshare").unwrap_or_else(|reason| panic!("{reason}"));
-    let mut command = Command::new(unshare);
+    let mut confined = Command::new(unshare);
     let words = ["-m", "-U", "--map-root-user", "sh", "-c", CONFINED, "sh"];
-    command.args(words).arg(binary);
-    command
+    confined.args(words).arg(command.get_program());
+    confined.args(command.get_args());
+    for (name, value) in command.get_envs() {
+        match value {
+            Some(value) => confined.env(name, value),
+            None => confined.env_remove(name),
+        };
+    }
+    if let Some(folder) = command.get_current_dir() {
+        confined.current_dir(folder);
+    }
+    confined
+}
+
+/// Whether every program that a test starts on a host runs [confined](confine):
+/// `RELAY_LAB_CONFINED=1` asks for it.
+pub fn all_are_confined() -> bool {
+    std::env::var_os("RELAY_LAB_CONFINED").is_some_and(|value| value == "1")
 }

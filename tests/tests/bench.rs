@@ -7,7 +7,7 @@ use relay_lab::needs;
 use relay_lab::needs::Need;
 use relay_lab::net::Lab;
 use relay_lab::process::{Finished, Process, relay};
-use relay_lab::{PATIENCE, say};
+use relay_lab::{PATIENCE, say, unconfined_only};
 use tempfile::TempDir;
 
 /// Runs `relay bench WORDS -o json` on a host of its own, without what the user may have installed.
@@ -104,6 +104,7 @@ fn ssh_through_the_tunnel_is_measured_and_a_missing_peer_is_named() {
         Need::Program("sshd"),
         Need::Program("ssh-keygen")
     );
+    unconfined_only!("sshd gives rights up that nobody has there");
     let short = ["--rounds", "1", "--seconds", "0.1", "--memory-gib", "0.01"];
     let routes = ["--route", "ssh-tunnel", "--route", "dumbpipe"];
     let finished = bench(&[&short[..], &routes[..]].concat());

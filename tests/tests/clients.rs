@@ -20,6 +20,9 @@ const FIRST: u16 = 8100;
 const IDLE_CLIENT: u64 = 256;
 /// What a client in use may cost it, KiB: bursts both ways, and what its streams have in transit.
 const BUSY_CLIENT: u64 = 4096;
+/// What its streams have in transit besides, KiB, where that is not in the kernel: as much as a buffer
+/// of relay's own TCP may hold.
+const IN_TRANSIT: u64 = 16 << 10;
 /// How much more than before the bursts the agent may hold when all is quiet, KiB, and from when.
 const LEFT_OVER: u64 = 1024;
 const RELEASE: Duration = Duration::from_secs(20);
@@ -81,7 +84,11 @@ fn two_bulk_clients_starve_none_of_eighteen_others_and_memory_comes_back() {
     assert!(worst < LONGEST_ECHO, "an echo took {worst:?}");
     let clients = u64::from(CLIENTS);
     assert!(idle < alone + clients * IDLE_CLIENT, "{idle} KiB idle");
-    assert!(busy < idle + 2 * BUSY_CLIENT, "{busy} KiB under load");
+    let busy_client = match needs::stack() {
+        "user" => BUSY_CLIENT + IN_TRANSIT,
+        _ => BUSY_CLIENT,
+    };
+    assert!(busy < idle + 2 * busy_client, "{busy} KiB under load");
     assert!(back.is_some(), "memory does not come back");
 }
 

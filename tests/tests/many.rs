@@ -1,25 +1,38 @@
 //! Many connections, many ports, and too many.
 
 use std::net::Ipv4Addr;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use relay_lab::apps::{self, App};
 use relay_lab::cluster::{Cluster, Options};
 use relay_lab::needs::Need;
 use relay_lab::process::{Process, raise_own_descriptor_limit};
-use relay_lab::{PATIENCE, needs, poll, say};
+use relay_lab::{PATIENCE, kernel_stack_only, needs, poll, say};
+
+/// What ten thousand idle connections of relay's own TCP may cost both ends together, KiB, the two
+/// processes included.
+const TEN_THOUSAND_IDLE: u64 = 100 << 10;
+
+/// Ten thousand, or less where this process may not have both sockets of each, or relay, which has
+/// two with the kernel's TCP.
+fn most_connections() -> usize {
+    let own = (raise_own_descriptor_limit().saturating_sub(200) / 2) as usize;
+    match needs::stack() {
+        "user" => own.min(10_000),
+        _ => own.min(9_000),
+    }
+}
 
 #[test]
-fn nine_thousand_connections_are_open_at_once() {
-    const COUNT: usize = 9_000;
+fn thousands_of_connections_are_open_at_once() {
     needs!(Need::Namespaces);
-    raise_own_descriptor_limit();
+    let count = most_connections();
     let cluster = Cluster::start(Options::default());
     let _app = App::start(&cluster.workspace, (Ipv4Addr::LOCALHOST, 8000));
     let forward = cluster.forward(&["--tcp", "8080:8000"]);
     let start = Instant::now();
-    let streams: Vec<_> = (0..COUNT)
-        .map(|number| {
+    let streams: Vec<_> = (0..count)
+        .map(|number: usize| {
             let stream = cluster.client.local(8080);
             let stream = stream.unwrap_or_else(|error| panic!("connection {number}: {error}"));
             let echoed = apps::echo(&stream, &number.to_le_bytes());
@@ -28,15 +41,76 @@ fn nine_thousand_connections_are_open_at_once() {
         })
         .collect();
     let took = start.elapsed();
+    let memory = || (forward.memory(), cluster.agents[0].memory());
     say(format_args!(
-        "{COUNT} connections in {took:.1?}; client {} KiB, agent {} KiB",
-        forward.memory(),
-        cluster.agents[0].memory()
+        "{count} connections in {took:.1?}; KiB of client and agent: {:?}",
+        memory()
     ));
     for (number, stream) in streams.iter().enumerate() {
         let echoed = apps::echo_more(stream, &number.to_be_bytes());
         echoed.unwrap_or_else(|error| panic!("second echo {number}: {error}"));
     }
+    if needs::stack() == "user" {
+        let little = poll(PATIENCE, || {
+            let (client, agent) = memory();
+            (client + agent < TEN_THOUSAND_IDLE * count as u64 / 10_000).then_some(())
+        });
+        assert!(little.is_some(), "{:?} KiB", memory());
+    }
+}
+
+#[test]
+fn no_packet_is_dearer_beside_ten_thousand_idle_connections() {
+    const BULK: u64 = 512 << 20;
+    const ROUNDS: usize = 7;
+    needs!(Need::Namespaces);
+    if !std::env::var("RELAY_LONG").is_ok_and(|value| value == "1") {
+        say("it takes a minute of a quiet machine; RELAY_LONG=1 runs it");
+        return;
+    }
+    let own = raise_own_descriptor_limit().saturating_sub(200) / 2;
+    let count = own.min(10_000);
+    let cluster = Cluster::start(Options {
+        agents: vec!["few", "many"],
+        agent_flags: vec!["--stack", "user"],
+        ..Options::default()
+    });
+    let _app = App::start(&cluster.workspace, (Ipv4Addr::LOCALHOST, 8000));
+    let forwards = [("dev.few", "8001:8000"), ("dev.many", "8002:8000")].map(|(agent, ports)| {
+        let mut command = cluster.client_command();
+        command.args(["port-forward", agent, "--stack", "user", "--tcp", ports]);
+        let forward = Process::start("port-forward", Some(&cluster.client), command);
+        forward.wait_line("Ready!", PATIENCE);
+        forward
+    });
+    let idle: Vec<_> = (0..count)
+        .map(|number| {
+            let stream = cluster.client.local(8002).expect("connect");
+            apps::echo(&stream, &number.to_le_bytes()).expect("echo");
+            stream
+        })
+        .collect();
+    let used = |index: usize| {
+        let ends = [&forwards[index], &cluster.agents[index]];
+        ends.map(Process::processor_time).iter().sum::<Duration>()
+    };
+    let cost = |index: usize, port: u16| {
+        let before = used(index);
+        apps::upload(cluster.client.local(port).expect("connect"), BULK).expect("upload");
+        (used(index) - before).as_secs_f64()
+    };
+    let mut ratios: Vec<f64> = (0..ROUNDS)
+        .map(|_| {
+            let (few, many) = (cost(0, 8001), cost(1, 8002));
+            say(format_args!("{few:.3} s alone, {many:.3} s among {count}"));
+            many / few
+        })
+        .collect();
+    ratios.sort_by(f64::total_cmp);
+    let median = ratios[ROUNDS / 2];
+    say(format_args!("{median:.3} times the processor time"));
+    assert!(median < 1.1, "{ratios:.3?}");
+    drop(idle);
 }
 
 #[test]
@@ -44,6 +118,7 @@ fn a_ring_carries_many_connections_and_bulk_both_ways() {
     const COUNT: usize = 300;
     const BULK: u64 = 128 << 20;
     needs!(Need::Namespaces);
+    kernel_stack_only!("streams of relay's own TCP need no engine");
     let cluster = Cluster::start(Options::default());
     let _app = App::start(&cluster.workspace, (Ipv4Addr::LOCALHOST, 8000));
     let forward = cluster.forward(&["--tcp", "8080:8000", "--engine", "io-uring"]);

@@ -10,7 +10,7 @@ use relay_lab::cluster::{Cluster, Options};
 use relay_lab::loaded::loaded;
 use relay_lab::needs::Need;
 use relay_lab::process::Process;
-use relay_lab::{PATIENCE, needs, poll, say};
+use relay_lab::{PATIENCE, needs, poll, say, unconfined_only};
 
 const OWN: Ipv4Addr = Ipv4Addr::new(127, 77, 0, 1);
 const AT_ONCE: Duration = Duration::from_millis(60);
@@ -58,6 +58,7 @@ fn sockets(cluster: &Cluster, protocol: &str, address: Ipv4Addr) -> usize {
 #[test]
 fn all_ports_take_one_socket_and_are_there_at_once() {
     needs!(Need::Namespaces, Need::Program("ss"));
+    unconfined_only!("a range on one socket takes CAP_BPF");
     let cluster = Cluster::start(Options::default());
     let mut best = Duration::MAX;
     let words = ["--tcp", "127.77.0.1:1-65535", "--udp", "127.77.0.1:1-65535"];
@@ -139,6 +140,7 @@ fn datagrams_reach(cluster: &Cluster, port: u16) {
 #[test]
 fn a_range_leads_to_other_ports_and_no_further() {
     needs!(Need::Namespaces);
+    unconfined_only!("a range on one socket takes CAP_BPF");
     let cluster = Cluster::start(Options::default());
     let specs = "127.77.0.1:8000-8009:9000-9009,127.77.0.1:80";
     let _forward = cluster.forward(&["--tcp", specs]);
@@ -169,6 +171,7 @@ fn is_local(cluster: &Cluster, own: &TcpListener, to: SocketAddr) -> bool {
 #[test]
 fn listeners_of_others_keep_their_ports() {
     needs!(Need::Namespaces);
+    unconfined_only!("a range on one socket takes CAP_BPF");
     let cluster = Cluster::start(Options::default());
     let before = cluster.client.listen((OWN, 8001));
     let everywhere = cluster.client.listen((Ipv4Addr::UNSPECIFIED, 8002));
@@ -208,6 +211,7 @@ fn listeners_of_others_keep_their_ports() {
 #[test]
 fn a_kill_leaves_no_program_no_map_and_no_link() {
     needs!(Need::Namespaces, Need::Program("bpftool"));
+    unconfined_only!("a range on one socket takes CAP_BPF");
     let cluster = Cluster::start(Options::default());
     let others = loaded(&cluster.client.namespace);
     let mut forward = cluster.forward(&["--tcp", "127.77.0.1:1-65535"]);
@@ -235,6 +239,7 @@ fn a_kill_leaves_no_program_no_map_and_no_link() {
 #[test]
 fn without_the_capability_a_range_has_a_listener_for_each_port() {
     needs!(Need::Namespaces, Need::Rootless, Need::Program("ss"));
+    unconfined_only!("this user may open the TUN device");
     let cluster = Cluster::start(Options {
         rootless: true,
         ..Options::default()

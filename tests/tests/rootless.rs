@@ -6,11 +6,12 @@ use std::net::Ipv4Addr;
 use relay_lab::apps::{self, App};
 use relay_lab::cluster::{Cluster, Options};
 use relay_lab::needs::Need;
-use relay_lab::{PATIENCE, needs};
+use relay_lab::{PATIENCE, needs, unconfined_only};
 
 #[test]
 fn an_unprivileged_user_forwards_tcp_and_udp() {
     needs!(Need::Namespaces, Need::Rootless);
+    unconfined_only!("this user may open the TUN device");
     let cluster = Cluster::start(Options {
         rootless: true,
         ..Options::default()

@@ -103,7 +103,8 @@ async fn carry<W: Way>(
     report: Reporter,
     mut counted: Counted,
 ) {
-    match hand_over(&way, &remote, local.as_fd(), &counted).await {
+    // Boxes, so that what opening takes is given back before the long part begins.
+    match Box::pin(hand_over(&way, &remote, local.as_fd(), &counted)).await {
         Some(Ok(handed)) => {
             drop(local);
             return handed.ended().await;

@@ -96,7 +96,7 @@ fn start_driver(site: &Site) -> Process {
         .arg(program("chromedriver").unwrap_or_else(|reason| panic!("{reason}")))
         .arg(format!("--port={DRIVER}"))
         .env("TMPDIR", site.folder());
-    let driver = Process::start("chromedriver", Some(&site.machine), command);
+    let driver = Process::outside("chromedriver", &site.machine, command);
     let local = site.machine.ipv4.into();
     let up = relay_lab::poll(PATIENCE, || {
         site.machine.listens(local, DRIVER).then_some(())

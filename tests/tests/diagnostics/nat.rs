@@ -108,7 +108,9 @@ fn nats_that_map_each_destination_elsewhere_leave_the_relay_and_are_named() {
     assert!(told["pings"][0]["ms"].as_f64() > Some(0.0), "{told}");
     let netcheck = json(&cluster, &["netcheck", "-o", "json"]);
     assert_eq!(netcheck["nat"], "endpoint_dependent", "{netcheck}");
-    assert_eq!(netcheck["advice"][0]["code"], "nat", "{netcheck}");
+    let advice = netcheck["advice"].as_array().expect("advice");
+    let mut codes = advice.iter().map(|advice| &advice["code"]);
+    assert!(codes.any(|code| code == "nat"), "{netcheck}");
 }
 
 #[test]
