@@ -24,9 +24,10 @@ const TAIL: Duration = Duration::from_secs(2);
 
 /// Those that look at what belongs to the whole machine, such as the programs in its kernel, or
 /// compare times: one by one, after all others.
-const ALONE: [&str; 6] = [
+const ALONE: [&str; 7] = [
     "benches/tests/direct.rs",
     "tests/tests/bench.rs",
+    "tests/tests/clients.rs",
     "tests/tests/idle.rs",
     "tests/tests/loops.rs",
     "tests/tests/ranges.rs",
