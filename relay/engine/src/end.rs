@@ -9,6 +9,7 @@ use socket2::SockRef;
 use tokio::net::{TcpStream, UnixStream};
 
 use crate::epoll::scratch;
+use crate::pump::Side;
 
 /// An owned, connected stream socket in non-blocking mode.
 #[derive(Debug)]
@@ -57,8 +58,38 @@ impl End {
         }
     }
 
+    fn descriptor(self) -> io::Result<OwnedFd> {
+        match self.0 {
+            Kind::Watched(stream) => Ok(stream.into_std()?.into()),
+            Kind::Other(fd) => {
+                let fd = fd?;
+                // Unix sockets have no such option; nothing is lost there.
+                let _ = SockRef::from(&fd).set_tcp_nodelay(true);
+                Ok(fd)
+            }
+        }
+    }
+
     pub(crate) fn into_kind(self) -> Kind {
         self.0
+    }
+}
+
+/// Both as descriptors, in non-blocking mode. When one of them is none the other is reset.
+///
+/// # Errors
+/// Which one that is.
+pub(crate) fn descriptors(a: End, b: End) -> Result<[OwnedFd; 2], Side> {
+    match (a.descriptor(), b.descriptor()) {
+        (Ok(a), Ok(b)) => Ok([a, b]),
+        (Err(_), b) => {
+            b.into_iter().for_each(reset);
+            Err(Side::A)
+        }
+        (Ok(a), Err(_)) => {
+            reset(a);
+            Err(Side::B)
+        }
     }
 }
 

@@ -19,13 +19,12 @@ use std::thread;
 use std::time::Duration;
 
 use rustix::io::Errno;
-use socket2::SockRef;
 use tokio::runtime::{Handle, Id, RuntimeFlavor};
 use tokio::sync::mpsc::error::SendError;
 use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
 use tokio::sync::oneshot;
 
-use crate::end::{End, Kind, all_sent, reset};
+use crate::end::{End, all_sent, descriptors, reset};
 use crate::epoll::Epoll;
 use crate::pump::{Carrier, Ending, Moved, Side};
 use driver::{Command, Driver, Start, Ticket};
@@ -42,17 +41,14 @@ pub(crate) struct Uring;
 
 impl Carrier for Uring {
     async fn carry(self, a: End, b: End, moved: &Moved) -> Ending {
-        let ends = match (blocking(a), blocking(b)) {
-            (Ok(a), Ok(b)) => [a, b],
-            (Err(_), Ok(b)) => {
-                reset(b);
-                return Ending::Reset(Side::A);
-            }
-            (a, Err(_)) => {
-                a.into_iter().for_each(reset);
-                return Ending::Reset(Side::B);
-            }
+        let ends = match descriptors(a, b) {
+            Ok(ends) => ends,
+            Err(broken) => return Ending::Reset(broken),
         };
+        // It is the ring that waits. The kernel has no reason to refuse that.
+        for end in &ends {
+            let _ = rustix::io::ioctl_fionbio(end, false);
+        }
         match carried(ends, moved.clone()).await {
             Ok(outcome) => finish(outcome).await,
             Err(Some([a, b])) => {
@@ -63,21 +59,6 @@ impl Carrier for Uring {
             Err(None) => Ending::Reset(Side::A),
         }
     }
-}
-
-/// The socket by itself, in the mode in which the kernel waits.
-fn blocking(end: End) -> io::Result<OwnedFd> {
-    let fd = match end.into_kind() {
-        Kind::Watched(stream) => OwnedFd::from(stream.into_std()?),
-        Kind::Other(fd) => {
-            let fd = fd?;
-            // Unix sockets have no such option; nothing is lost there.
-            let _ = SockRef::from(&fd).set_tcp_nodelay(true);
-            fd
-        }
-    };
-    rustix::io::ioctl_fionbio(&fd, false)?;
-    Ok(fd)
 }
 
 /// Has a driver carry two sockets to the end. Where there is no ring they come back.

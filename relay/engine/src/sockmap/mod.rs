@@ -7,6 +7,7 @@
 //! readiness. It rests on details that the kernel does not promise, so it is tried before it is
 //! used ([`trial`]).
 
+mod direction;
 mod driver;
 mod flow;
 mod program;
@@ -18,9 +19,7 @@ use std::os::fd::OwnedFd;
 use std::sync::OnceLock;
 use std::time::Duration;
 
-use socket2::SockRef;
-
-use crate::end::{End, Kind, reset};
+use crate::end::{End, descriptors};
 use crate::epoll::Epoll;
 use crate::pump::{Carrier, Ending, Moved, Side};
 use driver::Driver;
@@ -36,16 +35,9 @@ pub(crate) struct Sockmap;
 
 impl Carrier for Sockmap {
     async fn carry(self, a: End, b: End, moved: &Moved) -> Ending {
-        let ends = match (fd(a), fd(b)) {
-            (Ok(a), Ok(b)) => [a, b],
-            (Err(_), Ok(b)) => {
-                reset(b);
-                return Ending::Reset(Side::A);
-            }
-            (a, Err(_)) => {
-                a.into_iter().for_each(reset);
-                return Ending::Reset(Side::B);
-            }
+        let ends = match descriptors(a, b) {
+            Ok(ends) => ends,
+            Err(broken) => return Ending::Reset(broken),
         };
         let [a, b] = match joined(ends, moved).await {
             Ok(ending) => return ending,
@@ -53,19 +45,6 @@ impl Carrier for Sockmap {
         };
         let engine = Epoll { splice: true };
         engine.carry(a.into(), b.into(), moved).await
-    }
-}
-
-/// The socket by itself.
-fn fd(end: End) -> std::io::Result<OwnedFd> {
-    match end.into_kind() {
-        Kind::Watched(stream) => Ok(OwnedFd::from(stream.into_std()?)),
-        Kind::Other(fd) => {
-            let fd = fd?;
-            // Unix sockets have no such option; nothing is lost there.
-            let _ = SockRef::from(&fd).set_tcp_nodelay(true);
-            Ok(fd)
-        }
     }
 }
 

@@ -1,13 +1,15 @@
 //! What only the engine that joins sockets in the kernel can get wrong.
 
 use std::io::ErrorKind;
+use std::os::fd::{AsFd, AsRawFd};
 use std::time::Duration;
 
 use relay_engine::{Ending, Engine, Side, abort, connections_joined, pump};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
+use tokio::time::timeout;
 
-use crate::support::{Pieces, end_of, ended, exchange, meet, pumped, write_until_stuck};
+use crate::support::{Pieces, end_of, ended, exchange, meet, pumped, tcp_pair, write_until_stuck};
 use crate::{Runtime, run};
 
 /// A connection within a machine may look far away at a busy moment.
@@ -132,4 +134,71 @@ fn a_reset_at_the_moment_of_joining_is_carried() {
             assert_eq!(ended(pump).await.end, Ending::Reset(Side::B));
         }
     });
+}
+
+/// What lies in the kernel, with all that it needs around it, when the reader sleeps: at relay's two
+/// sockets after the reader has been fast, and at all four when it has slept from the first byte on.
+#[test]
+fn a_sleeping_reader_costs_bounded_memory_of_the_kernel() {
+    run(Engine::Sockmap, Runtime::OneThread, |engine| async move {
+        for (piece, is_fast_first) in [(64 << 10, false), (64, false), (64 << 10, true)] {
+            let ((mut left, a), (b, mut right)) = (tcp_pair().await, tcp_pair().await);
+            let own = [a.as_fd(), b.as_fd()].map(|fd| fd.try_clone_to_owned().unwrap());
+            let pump = tokio::spawn(pump(a, b, engine));
+            let block = vec![7; piece];
+            let (mut sent, mut got) = (0, 0);
+            let mut into = vec![0; 1 << 20];
+            while is_fast_first && sent < 32 << 20 {
+                left.write_all(&block).await.unwrap();
+                sent += block.len();
+                while let Ok(read) = right.try_read(&mut into) {
+                    got += read;
+                }
+            }
+            while let Ok(taken) = timeout(STUCK, left.write(&block)).await {
+                sent += taken.unwrap();
+                assert!(sent - got < 64 << 20, "the sender is not held back");
+            }
+            let held: i64 = own.iter().map(memory).sum();
+            // How far their own buffers have grown is the applications' matter.
+            let all = held + memory(&left) + memory(&right);
+            let taken = (sent - got) >> 10;
+            let (relay, in_all) = (held >> 10, all >> 10);
+            eprintln!("KiB: {taken} taken, {relay} at relay's sockets, {in_all} in all");
+            assert!(held <= MOST && (is_fast_first || all <= MOST));
+            drop(own);
+            left.shutdown().await.unwrap();
+            let mut rest = Vec::new();
+            right.read_to_end(&mut rest).await.unwrap();
+            assert_eq!(rest.len(), sent - got);
+            drop((left, right));
+            pump.await.unwrap();
+        }
+    });
+}
+
+/// The most that one connection may cost, bytes.
+const MOST: i64 = 24 << 20;
+/// A sender that could not write for so long is held back.
+const STUCK: Duration = Duration::from_millis(300);
+
+/// What a socket holds: what was received and what is to be sent, what the kernel needs around it,
+/// and what it has set aside, which is less than nothing where it owes (`SO_MEMINFO`, sock_diag(7)).
+fn memory(socket: &impl AsFd) -> i64 {
+    const RECEIVED: usize = 0;
+    const SET_ASIDE: usize = 4;
+    const TO_SEND: usize = 5;
+    const OPTIONS: usize = 6;
+    const BACKLOG: usize = 7;
+    let mut words = [0_i32; 9];
+    let mut length = size_of_val(&words) as libc::socklen_t;
+    // SAFETY: the descriptor is open, and the array is as long as said.
+    let status = unsafe {
+        let into = words.as_mut_ptr().cast();
+        let fd = socket.as_fd().as_raw_fd();
+        libc::getsockopt(fd, libc::SOL_SOCKET, libc::SO_MEMINFO, into, &mut length)
+    };
+    assert_eq!(status, 0, "{}", std::io::Error::last_os_error());
+    let parts = [RECEIVED, SET_ASIDE, TO_SEND, OPTIONS, BACKLOG];
+    parts.iter().map(|part| i64::from(words[*part])).sum()
 }

@@ -9,7 +9,8 @@ use std::net::{Ipv4Addr, Shutdown, TcpListener, TcpStream};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::driver::{Driver, Outcome};
+use super::driver::Driver;
+use super::flow::Outcome;
 use crate::pump::{Ending, Moved};
 
 /// Much longer than anything in the trial takes.
