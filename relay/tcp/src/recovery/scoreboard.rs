@@ -289,7 +289,8 @@ impl Scoreboard {
         self.sacked_segments
     }
 
-    fn get(&self, id: u64) -> Option<&Sent> {
+    /// The record with this id.
+    pub(crate) fn get(&self, id: u64) -> Option<&Sent> {
         self.sent
             .get(usize::try_from(id.checked_sub(self.first)?).ok()?)
     }

@@ -275,3 +275,126 @@ fn duplicates_reported_take_a_reduction_back() {
     ",
     );
 }
+
+/// What it says it held is not said again by the one that overtook it.
+#[test]
+fn an_acknowledgement_that_was_overtaken_counts() {
+    run("
+        set timestamps on
+        connect
+        > S seq=0
+        +50
+        < S. seq=0 ack=1 mss=1000 sackok ts=1:1000
+        > . seq=1 ack=1
+        write 4940
+        > . seq=1 len=988
+        > . seq=989 len=988
+        > . seq=1977 len=988
+        > . seq=2965 len=988
+        > . seq=3953 len=988
+        +50
+        < . seq=1 ack=1 sack=3953-4941 ts=52:1050
+        none
+        < . seq=1 ack=1 sack=989-3953 ts=51:1050
+        # Only the first is missing.
+        ~12 > . seq=1 len=988
+        +50
+        < . seq=1 ack=4941 ts=112:1112
+        none
+    ");
+}
+
+/// Five segments arrived, and four more are on their way.
+const LATER: &str = "
+    write 4000
+    > . seq=5001 len=1000
+    > . seq=6001 len=1000
+    ~2 > . seq=7001 len=1000
+    > . seq=8001 len=1000
+    +50
+";
+
+/// RFC 8985 §6.2 step 4: two quarters of a round trip after one report, while segments beyond the
+/// gap count no more.
+#[test]
+fn a_duplicate_reported_makes_room_for_reordering() {
+    flight(&format!(
+        "
+        < . seq=1 ack=1 sack=1001-4001
+        > . seq=1 len=1000
+        +10
+        < . seq=1 ack=5001 sack=1-1001
+        {LATER}
+        < . seq=1 ack=5001 sack=6001-9001
+        ~23 > . seq=5001 len=1000
+    "
+    ));
+}
+
+#[test]
+fn a_duplicate_of_what_was_sent_once_tells_nothing() {
+    flight(&format!(
+        "
+        < . seq=1 ack=5001
+        < . seq=1 ack=5001 sack=1-1001
+        {LATER}
+        < . seq=1 ack=5001 sack=6001-9001
+        > . seq=5001 len=1000
+    "
+    ));
+}
+
+#[test]
+fn a_duplicate_of_a_probe_tells_nothing_of_reordering() {
+    flight(
+        "
+        < . seq=1 ack=3001
+        ~102 > . seq=4001 len=1000
+        < . seq=1 ack=5001
+        < . seq=1 ack=5001 sack=4001-5001
+        write 4000
+        > . seq=5001 len=1000
+        > . seq=6001 len=1000
+        ~5 > . seq=7001 len=1000
+        > . seq=8001 len=1000
+        +100
+        < . seq=1 ack=5001 sack=6001-9001
+        > . seq=5001 len=1000
+    ",
+    );
+}
+
+/// RFC 5681 §3.2, RFC 3042: it lets one segment go, as it tells that one arrived; the window does
+/// not grow before the gap is filled.
+#[test]
+fn a_duplicate_acknowledgement_lets_one_segment_go() {
+    run("
+        connect
+        > S seq=0
+        +50
+        < S. seq=0 ack=1 mss=1000 sackok
+        > . seq=1 ack=1
+        write 20000
+        > . seq=1 len=1000
+        > . seq=1001 len=1000
+        > . seq=2001 len=1000
+        > . seq=3001 len=1000
+        > . seq=4001 len=1000
+        > . seq=5001 len=1000
+        > . seq=6001 len=1000
+        > . seq=7001 len=1000
+        > . seq=8001 len=1000
+        > . seq=9001 len=1000
+        none
+        +50
+        < . seq=1 ack=1 sack=1001-2001
+        > . seq=10001 len=1000
+        none
+        window 10000..10001
+        +5
+        < . seq=1 ack=2001
+        window 12000..12001
+        > . seq=11001 len=1000
+        > . seq=12001 len=1000
+    ");
+}
