@@ -1,5 +1,6 @@
-//! What a byte, a message and a connection cost between pairs of sockets, by engine: by the clock,
-//! and by the processor's time of the thread that has the pumps. `docs/engines.md` has figures.
+//! What a byte, a message and a connection cost between pairs of sockets, by engine: by the clock, by
+//! the processor's time of the thread that has the pumps, and by that of the whole machine, which
+//! has to be quiet for it. `docs/engines.md` has figures.
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -11,6 +12,7 @@ use criterion::measurement::WallTime;
 use criterion::{
     BenchmarkGroup, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main,
 };
+use nix::unistd::{SysconfVar, sysconf};
 use relay_engine::{Engine, pump};
 
 const BULK: usize = 16 << 20;
@@ -34,16 +36,23 @@ enum Meter {
     Clock,
     /// Of the thread that has the pumps.
     Processor,
+    /// Of all that runs: the applications, and what the kernel does for an engine elsewhere.
+    Machine,
 }
 
-/// Each engine that works here, by both meters.
+/// Each engine that works here, by every meter.
 fn compare(
     criterion: &mut Criterion,
     name: &str,
     throughput: &Throughput,
     bench: impl Fn(&mut BenchmarkGroup<'_, WallTime>, &str, Engine, Meter),
 ) {
-    for (kind, meter) in [("", Meter::Clock), ("/cpu", Meter::Processor)] {
+    let meters = [
+        ("", Meter::Clock),
+        ("/cpu", Meter::Processor),
+        ("/machine", Meter::Machine),
+    ];
+    for (kind, meter) in meters {
         let mut group = criterion.benchmark_group(format!("engine/{name}{kind}"));
         group.throughput(throughput.clone());
         for engine in Engine::ALL {
@@ -240,14 +249,17 @@ impl Pumps {
     }
 
     fn measure(&self, meter: Meter, rounds: u64, mut work: impl FnMut()) -> Duration {
-        let (start, time) = (Instant::now(), self.processor_time());
+        let start = Instant::now();
+        let read = || match meter {
+            Meter::Clock => start.elapsed(),
+            Meter::Processor => self.processor_time(),
+            Meter::Machine => machine_time(),
+        };
+        let before = read();
         for _ in 0..rounds {
             work();
         }
-        match meter {
-            Meter::Clock => start.elapsed(),
-            Meter::Processor => self.processor_time() - time,
-        }
+        read() - before
     }
 
     fn processor_time(&self) -> Duration {
@@ -255,6 +267,23 @@ impl Pumps {
         let nanoseconds = times.split(' ').next().expect("it has three words");
         Duration::from_nanos(nanoseconds.parse().expect("it is a number"))
     }
+}
+
+/// How long all processors were busy since the machine started (proc_stat(5)): in steps of a tick,
+/// 10 ms as a rule.
+fn machine_time() -> Duration {
+    let counts = std::fs::read_to_string("/proc/stat").expect("the kernel counts");
+    let all = counts.lines().next().expect("it has a line");
+    let counts: Vec<u64> = all
+        .split(' ')
+        .filter_map(|word| word.parse().ok())
+        .collect();
+    let [user, nice, system, _idle, _iowait, irq, softirq, ..] = counts[..] else {
+        panic!("it has ten numbers: {all}");
+    };
+    let ticks = (user + nice + system + irq + softirq) as f64;
+    let in_a_second = sysconf(SysconfVar::CLK_TCK).ok().flatten().unwrap_or(100);
+    Duration::from_secs_f64(ticks / in_a_second as f64)
 }
 
 fn tcp_pair() -> (TcpStream, TcpStream) {
