@@ -20,9 +20,6 @@ pub struct Cubic {
     state: State,
     /// The state before the last reduction, in case it was for nothing.
     before: Option<Box<State>>,
-    /// Bytes that arrived beyond a gap which is not known to be a loss: the window grows by them
-    /// once the gap is filled.
-    beyond: u64,
     mss: f64,
 }
 
@@ -64,7 +61,6 @@ impl Cubic {
                 smoothed_rtt: Duration::ZERO,
             },
             before: None,
-            beyond: 0,
             mss,
         }
     }
@@ -73,7 +69,7 @@ impl Cubic {
         self.state.window < self.state.threshold
     }
 
-    fn slow_start(&mut self, ack: &Ack, acked: u64) {
+    fn slow_start(&mut self, ack: &Ack) {
         let state = &mut self.state;
         let is_first = state.threshold.is_infinite();
         let verdict = match is_first {
@@ -81,7 +77,7 @@ impl Cubic {
             false => Verdict::Grow(1),
         };
         match verdict {
-            Verdict::Grow(divisor) => state.window += acked as f64 / divisor as f64,
+            Verdict::Grow(divisor) => state.window += ack.acked as f64 / divisor as f64,
             Verdict::Exit => state.threshold = state.window,
         }
         if !is_first {
@@ -90,7 +86,7 @@ impl Cubic {
     }
 
     /// RFC 9438 §4.2 to §4.5.
-    fn avoid_congestion(&mut self, ack: &Ack, acked: u64, rtt: Duration) {
+    fn avoid_congestion(&mut self, ack: &Ack, rtt: Duration) {
         let segments = self.state.window / self.mss;
         let max = self.state.max;
         let epoch = self.state.epoch.get_or_insert_with(|| {
@@ -102,7 +98,7 @@ impl Cubic {
                 reno: segments,
             }
         });
-        let acked = acked as f64 / self.mss;
+        let acked = ack.acked as f64 / self.mss;
         let alpha = if epoch.reno < max { ALPHA } else { 1.0 };
         epoch.reno += alpha * acked / segments;
         let time = (ack.now.since(epoch.start) + rtt).as_secs_f64() - epoch.k;
@@ -161,25 +157,15 @@ impl Congestion for Cubic {
         if let Some(rtt) = ack.smoothed_rtt {
             self.state.smoothed_rtt = rtt;
         }
-        if ack.recovering {
-            self.beyond = 0;
-            return;
-        }
-        // RFC 5681 §3.1, §3.2: only what is acknowledged in order lets the window grow.
-        self.beyond += ack.acked;
-        if !ack.moved {
-            return;
-        }
-        let acked = std::mem::take(&mut self.beyond);
-        if acked == 0 {
+        if ack.recovering || ack.acked == 0 {
             return;
         }
         if self.in_slow_start() {
             if ack.window_limited || self.state.threshold.is_finite() {
-                self.slow_start(ack, acked);
+                self.slow_start(ack);
             }
         } else if ack.window_limited {
-            self.avoid_congestion(ack, acked, self.state.smoothed_rtt);
+            self.avoid_congestion(ack, self.state.smoothed_rtt);
         }
     }
 
@@ -197,7 +183,6 @@ impl Congestion for Cubic {
     fn on_timeout(&mut self, _now: Instant, in_flight: u64) {
         self.reduce(in_flight);
         self.state.window = self.mss;
-        self.beyond = 0;
     }
 
     fn undo(&mut self, _now: Instant) {
@@ -236,7 +221,6 @@ mod tests {
             sample: None,
             rtt: Some(Duration::from_millis(100)),
             smoothed_rtt: Some(Duration::from_millis(100)),
-            moved: true,
             edge: 0,
             next: 0,
             window_limited: true,

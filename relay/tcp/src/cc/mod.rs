@@ -54,8 +54,6 @@ pub struct Ack {
     pub rtt: Option<Duration>,
     /// Smoothed round-trip time, if known.
     pub smoothed_rtt: Option<Duration>,
-    /// Whether it moved the edge of what is acknowledged.
-    pub moved: bool,
     /// Edge of what is acknowledged, as a position.
     pub edge: u64,
     /// Position of the next byte to be sent for the first time.

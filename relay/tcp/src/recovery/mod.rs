@@ -5,7 +5,6 @@ mod alarms;
 mod prr;
 mod rack;
 mod rate;
-mod resent;
 mod rtt;
 mod scoreboard;
 
@@ -20,7 +19,6 @@ use alarms::TailProbe;
 use prr::Prr;
 use rack::{Conditions, Rack};
 use rate::RateSampler;
-use resent::Resent;
 pub(crate) use rtt::Rtt;
 use scoreboard::Scoreboard;
 pub(crate) use scoreboard::Sent;
@@ -81,7 +79,6 @@ pub(crate) struct Recovery {
     /// The repair is over when this position is acknowledged.
     point: u64,
     undo: Option<Undo>,
-    resent: Resent,
     probe: Option<TailProbe>,
     /// Edge of what is acknowledged, and the next position to be sent.
     edge: u64,
@@ -114,7 +111,6 @@ impl Recovery {
             phase: Phase::Open,
             point: start,
             undo: None,
-            resent: Resent::default(),
             probe: None,
             edge: start,
             next: start,
@@ -219,7 +215,6 @@ impl Recovery {
         self.board = Scoreboard::default();
         self.alarm = None;
         self.probe = None;
-        self.resent = Resent::default();
     }
 
     /// New data of `length` bytes is sent.
@@ -237,10 +232,6 @@ impl Recovery {
     /// A segment is sent again.
     pub(crate) fn resent(&mut self, now: Instant, id: u64, length: u64) {
         let in_flight = self.in_flight();
-        if let Some(sent) = self.board.get(id) {
-            let overtaken = self.phase == Phase::Recovery;
-            self.resent.push(sent.start, sent.end, overtaken);
-        }
         self.count_sent(now, in_flight, length);
         let stamp = self.rate.stamp(now, in_flight, length);
         self.board.retransmit(id, now, stamp);
@@ -285,15 +276,12 @@ impl Recovery {
             .iter()
             .any(|sent| sent.fate == scoreboard::Fate::Lost && !sent.retransmitted);
         delivered.clear();
-        acked += self.count_duplicate_ack(input, moved);
-        self.note_duplicate(input);
         self.delivered = match self.board.is_empty() {
-            true => {
-                self.resent.settle();
-                Vec::new()
-            }
+            true => Vec::new(),
             false => delivered,
         };
+        acked += self.count_duplicate_ack(input, moved);
+        self.note_duplicate(input);
 
         let undone = self.undo_if_spurious(input, moved, late_original);
         let lost_bytes = self.detect(now, moved);
@@ -311,7 +299,6 @@ impl Recovery {
             sample: self.rate.finish(self.rtt.min()),
             rtt,
             smoothed_rtt: self.rtt.smoothed(),
-            moved,
             edge: self.edge,
             next: self.next,
             window_limited: self.window_limited,
@@ -377,18 +364,11 @@ impl Recovery {
         self.mss
     }
 
-    /// A duplicate of what was sent once was made by the path, and tells nothing (RFC 3708 §3). One
-    /// of what a timer sent again tells of delay, not of reordering.
     fn note_duplicate(&mut self, input: &AckInput<'_>) {
-        let Some((start, end)) = input.duplicate else {
+        if input.duplicate.is_none() {
             return;
-        };
-        let Some(overtaken) = self.resent.take(start, end) else {
-            return;
-        };
-        if overtaken {
-            self.rack.duplicate_reported(self.next);
         }
+        self.rack.duplicate_reported(self.next);
         if let Some(Undo {
             unexplained: Some(count),
             ..

@@ -67,11 +67,8 @@ impl Rack {
         }
     }
 
-    /// The peer reported that it got something twice which was sent again: the first transmission
-    /// was late, not lost. That is reordering, and where it exceeds the window it is the only way
-    /// to see it, since all that is late has been sent again by then.
+    /// The peer reported that it got something twice.
     pub(crate) fn duplicate_reported(&mut self, next: u64) {
-        self.reordering_seen = true;
         if self.duplicate_round.is_none() {
             self.duplicate_round = Some(next);
             self.widened = (self.widened + 1).min(15);

@@ -289,8 +289,7 @@ impl Scoreboard {
         self.sacked_segments
     }
 
-    /// The record with this id.
-    pub(crate) fn get(&self, id: u64) -> Option<&Sent> {
+    fn get(&self, id: u64) -> Option<&Sent> {
         self.sent
             .get(usize::try_from(id.checked_sub(self.first)?).ok()?)
     }
