@@ -51,10 +51,9 @@ pub struct Kernel {
     pub mark: u64,
     /// Packets sent on in the epoch before and in this one.
     pub packets: [u32; 2],
-    /// Sequence number of the byte that is to come next, once `is_begun`.
+    /// Sequence number of the byte that is to come next. Relay sets it before the socket is in the
+    /// map.
     pub next: u32,
-    /// Not zero once something has come.
-    pub is_begun: u32,
 }
 
 /// What relay writes.

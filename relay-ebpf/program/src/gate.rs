@@ -63,7 +63,7 @@ pub fn relay_gate(context: SkBuffContext) -> u32 {
 }
 
 /// Cuts off what has come before: the kernel hands over the whole of a packet of which a part came
-/// before, as after a needless retransmission. Whether what is left comes next.
+/// before, as after a needless retransmission, or was read by relay. Whether what is left comes next.
 ///
 /// Where the sequence number stands is no promise of the kernel's; the loader tries it.
 #[inline(always)]
@@ -71,10 +71,6 @@ unsafe fn trim(context: &SkBuffContext, kernel: *mut Kernel) -> bool {
     // SAFETY: the context is valid, and the caller the only writer.
     unsafe {
         let sequence = (*context.skb.skb).cb[0];
-        if (*kernel).is_begun == 0 {
-            (*kernel).is_begun = 1;
-            (*kernel).next = sequence;
-        }
         let mut old = (*kernel).next.wrapping_sub(sequence).cast_signed();
         if old < 0 {
             return false;

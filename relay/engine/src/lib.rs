@@ -98,6 +98,18 @@ pub fn connections_joined() -> u64 {
     sockmap::connections_joined()
 }
 
+/// For tests: from how many bytes on connections are joined.
+#[doc(hidden)]
+pub mod test_support {
+    /// With none, connections are joined before their first byte is read.
+    pub fn join_after(bytes: u64) {
+        crate::sockmap::join_after(bytes);
+    }
+
+    /// What is usual.
+    pub const JOIN_AFTER: u64 = crate::sockmap::JOIN_AFTER;
+}
+
 impl FromStr for Engine {
     type Err = Error;
 

@@ -117,8 +117,7 @@ async fn carry<W: Way>(
     }
     let opening = Box::pin(async {
         match (&remote, way.early_data()) {
-            // The engine sockmap joins only connections of which nothing was read yet.
-            (Remote::Port(port), Some(early)) if engine != Engine::Sockmap => {
+            (Remote::Port(port), Some(early)) => {
                 let first = first_bytes(&local, early).await;
                 open(&way, *port, &local, first).await
             }

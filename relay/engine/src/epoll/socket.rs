@@ -34,6 +34,14 @@ impl Socket {
         Ok(Self::Other(fd))
     }
 
+    /// Its descriptor, which the runtime no longer watches.
+    pub(super) fn into_descriptor(self) -> io::Result<OwnedFd> {
+        match self {
+            Self::Tcp(stream) => Ok(stream.into_std()?.into()),
+            Self::Other(fd) => Ok(fd.into_inner()),
+        }
+    }
+
     /// Waits until there may be something to read, or nothing any more.
     pub(super) async fn readable(&self) -> io::Result<Ready> {
         self.ready(Interest::READABLE).await

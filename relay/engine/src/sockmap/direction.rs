@@ -71,7 +71,8 @@ pub(super) struct Direction {
     /// When.
     pub(super) next: Instant,
     pause: Duration,
-    /// Bytes of the sink's stream before this began.
+    /// Bytes of the source's stream, and of the sink's, before this began.
+    read: u64,
     base: u64,
     /// Passed bytes that were sent on.
     forwarded: u64,
@@ -87,9 +88,15 @@ pub(super) struct Direction {
 }
 
 impl Direction {
-    /// Prepares the sockets. Nothing is joined yet.
-    pub(super) fn new(index: u32, wire: Wire<'_>, now: Instant) -> std::io::Result<Self> {
-        wire.record.reset(HIGH, PACKETS);
+    /// Prepares the sockets; `read` bytes of the source were read before. Nothing is joined yet.
+    pub(super) fn new(
+        index: u32,
+        wire: Wire<'_>,
+        read: u64,
+        now: Instant,
+    ) -> std::io::Result<Self> {
+        let next = sys::unread_from(wire.from, read)?;
+        wire.record.reset(HIGH, PACKETS, next);
         sys::set_receive_buffer(wire.from, RECEIVE_BUFFER)?;
         sys::clamp_window(wire.from, WINDOW)?;
         sys::force_send_buffer(wire.to, SEND_BUFFER)?;
@@ -101,6 +108,7 @@ impl Direction {
             is_active: false,
             next: now,
             pause: TICK,
+            read,
             base: written(wire.to)?,
             forwarded: 0,
             unread: 0,
@@ -305,7 +313,7 @@ impl Direction {
         }
         let received = sys::info(wire.from).map_err(|_| Fault::Source)?.received;
         // The end counts one.
-        let all = received.saturating_sub(1);
+        let all = received.saturating_sub(1 + self.read);
         let passed = wire.record.passed();
         let seen = wire.record.redirected() + passed;
         if seen < all {

@@ -40,6 +40,8 @@ enum Command {
 struct Start {
     id: u64,
     ends: [OwnedFd; 2],
+    /// How much was read of each before.
+    read: [u64; 2],
     moved: Moved,
     done: oneshot::Sender<Outcome>,
 }
@@ -79,10 +81,11 @@ impl Driver {
         })
     }
 
-    /// Has two sockets joined. When the thread is gone they come back at once.
+    /// Has two sockets joined, of which so much was read before. When the thread is gone they come back at once.
     pub(super) fn carry(
         &self,
         ends: [OwnedFd; 2],
+        read: [u64; 2],
         moved: Moved,
     ) -> Result<(Order<'_>, oneshot::Receiver<Outcome>), [OwnedFd; 2]> {
         let (done, outcome) = oneshot::channel();
@@ -90,6 +93,7 @@ impl Driver {
         let start = Start {
             id,
             ends,
+            read,
             moved,
             done,
         };
@@ -313,7 +317,7 @@ impl Works {
             return;
         };
         let records = Arc::clone(&self.records);
-        match self.join(slot, &start.ends, &records, now) {
+        match self.join(slot, &start, &records, now) {
             Some((cookies, directions)) => {
                 let index = directions[0].index;
                 let counted = Arc::clone(&records);
@@ -359,11 +363,12 @@ impl Works {
     fn join(
         &mut self,
         slot: usize,
-        ends: &[OwnedFd; 2],
+        start: &Start,
         records: &Records,
         now: Instant,
     ) -> Option<([u64; 2], [Direction; 2])> {
         let indices = [2 * slot as u32, 2 * slot as u32 + 1];
+        let ends = &start.ends;
         let [a, b] = ends;
         let [first, second] = indices.map(|index| records.get(index));
         let there = Wire {
@@ -377,8 +382,8 @@ impl Works {
             record: &second,
         };
         let mut directions = [
-            Direction::new(indices[0], there, now).ok()?,
-            Direction::new(indices[1], back, now).ok()?,
+            Direction::new(indices[0], there, start.read[0], now).ok()?,
+            Direction::new(indices[1], back, start.read[1], now).ok()?,
         ];
         let cookies = [sys::cookie(a).ok()?, sys::cookie(b).ok()?];
         let is_named =

@@ -2,9 +2,9 @@
 //! at the other one (sockmap). It is held back by credit, so a far end that does not read holds
 //! the sender back. What that is worth is in `docs/engines.md`.
 //!
-//! Both sockets are relay's own; no socket of an application is ever touched. Only connections of
-//! near ends are joined, as the window that this takes is small; the others are left to
-//! readiness. It rests on details that the kernel does not promise, so it is tried before it is
+//! Both sockets are relay's own; no socket of an application is ever touched. Joined are connections
+//! that have shown themselves long, as to join one takes time, and whose ends are near, as the
+//! window that this takes is small; until then, and else, readiness carries them. It rests on details that the kernel does not promise, so it is tried before it is
 //! used ([`trial`]).
 
 mod direction;
@@ -17,15 +17,23 @@ mod trial;
 
 use std::os::fd::OwnedFd;
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use crate::end::{End, descriptors};
-use crate::epoll::Epoll;
+use crate::epoll::{Epoll, carry_until_bulk};
 use crate::pump::{Carrier, Ending, Moved, Side};
 use driver::Driver;
 
 /// Ends that are further away than this are not joined.
 const NEAR: Duration = Duration::from_millis(3);
+
+/// A connection that has moved so many bytes one way in a short time is joined. To join costs more
+/// than to carry these.
+pub(crate) const JOIN_AFTER: u64 = 1 << 20;
+
+/// The same, as tests want it.
+static BULK: AtomicU64 = AtomicU64::new(JOIN_AFTER);
 
 /// The thread with the program, or why there is none.
 static DRIVER: OnceLock<Result<Driver, String>> = OnceLock::new();
@@ -35,11 +43,26 @@ pub(crate) struct Sockmap;
 
 impl Carrier for Sockmap {
     async fn carry(self, a: End, b: End, moved: &Moved) -> Ending {
-        let ends = match descriptors(a, b) {
-            Ok(ends) => ends,
-            Err(broken) => return Ending::Reset(broken),
+        let Some(mut read) = read_before([&a, &b]) else {
+            return Epoll { splice: true }.carry(a, b, moved).await;
         };
-        let [a, b] = match joined(ends, moved).await {
+        let counted = [Side::A, Side::B].map(|side| moved.of(side).load(Ordering::Relaxed));
+        let bulk = BULK.load(Ordering::Relaxed);
+        let ends = if bulk == 0 {
+            match descriptors(a, b) {
+                Ok(ends) => ends,
+                Err(broken) => return Ending::Reset(broken),
+            }
+        } else {
+            match carry_until_bulk(a, b, moved, bulk).await {
+                Ok(ending) => return ending,
+                Err(ends) => ends,
+            }
+        };
+        for (side, before) in [Side::A, Side::B].into_iter().zip(counted) {
+            read[side as usize] += moved.of(side).load(Ordering::Relaxed) - before;
+        }
+        let [a, b] = match joined(ends, read, moved).await {
             Ok(ending) => return ending,
             Err(ends) => ends,
         };
@@ -48,31 +71,36 @@ impl Carrier for Sockmap {
     }
 }
 
-/// Has the thread join two sockets, and waits for the end. When that cannot be they come back.
-async fn joined(ends: [OwnedFd; 2], moved: &Moved) -> Result<Ending, [OwnedFd; 2]> {
+/// Has the thread join two sockets, of which so much was read before, and waits for the end. When
+/// that cannot be they come back.
+async fn joined(ends: [OwnedFd; 2], read: [u64; 2], moved: &Moved) -> Result<Ending, [OwnedFd; 2]> {
     let Ok(driver) = driver() else {
         return Err(ends);
     };
-    if !ends.iter().all(may_be_joined) {
+    if !ends.iter().all(is_near) {
         return Err(ends);
     }
-    let (order, outcome) = driver.carry(ends, moved.clone())?;
+    let (order, outcome) = driver.carry(ends, read, moved.clone())?;
     let outcome = outcome.await;
     order.close();
     // The thread has failed, and the sockets are closed.
     outcome.unwrap_or(Ok(Ending::Reset(Side::A)))
 }
 
-/// Whether a socket is a near connection of TCP, open in both directions, of which nothing was read
-/// yet: a packet of which a part was read would be sent on as a whole.
-fn may_be_joined(socket: &OwnedFd) -> bool {
-    let near = NEAR.as_micros();
-    sys::is_tcp(socket)
-        && sys::info(socket).is_ok_and(|info| {
-            info.is_established
-                && u128::from(info.round_trip) <= near
-                && sys::unread(socket).is_ok_and(|unread| unread >= info.received)
-        })
+/// How much was read of two connections so far, if both are TCP's.
+fn read_before(ends: [&End; 2]) -> Option<[u64; 2]> {
+    let read = |end: &End| {
+        let socket = end.as_fd().filter(sys::is_tcp)?;
+        let received = sys::info(&socket).ok()?.received;
+        Some(received.saturating_sub(sys::unread(&socket).ok()?))
+    };
+    Some([read(ends[0])?, read(ends[1])?])
+}
+
+/// Whether a connection of TCP is open in both directions, and its peer near.
+fn is_near(socket: &OwnedFd) -> bool {
+    sys::info(socket)
+        .is_ok_and(|info| info.is_established && u128::from(info.round_trip) <= NEAR.as_micros())
 }
 
 fn driver() -> Result<&'static Driver, &'static str> {
@@ -82,6 +110,11 @@ fn driver() -> Result<&'static Driver, &'static str> {
         Ok(driver)
     });
     driver.as_ref().map_err(String::as_str)
+}
+
+/// From how many bytes on connections are joined; with none, before the first.
+pub(crate) fn join_after(bytes: u64) {
+    BULK.store(bytes, Ordering::Relaxed);
 }
 
 /// How many connections were joined so far.

@@ -52,7 +52,7 @@ impl Records {
                 mark: AtomicU64::from_ptr(&raw mut (*kernel).mark),
                 older: AtomicU32::from_ptr(&raw mut (*kernel).packets[0]),
                 newer: AtomicU32::from_ptr(&raw mut (*kernel).packets[1]),
-                is_begun: AtomicU32::from_ptr(&raw mut (*kernel).is_begun),
+                next: AtomicU32::from_ptr(&raw mut (*kernel).next),
                 consumed: AtomicU64::from_ptr(&raw mut (*user).consumed),
                 drained: AtomicU64::from_ptr(&raw mut (*user).drained),
                 high: AtomicU64::from_ptr(&raw mut (*user).high),
@@ -83,7 +83,7 @@ pub(super) struct Record<'a> {
     mark: &'a AtomicU64,
     older: &'a AtomicU32,
     newer: &'a AtomicU32,
-    is_begun: &'a AtomicU32,
+    next: &'a AtomicU32,
     consumed: &'a AtomicU64,
     drained: &'a AtomicU64,
     high: &'a AtomicU64,
@@ -91,8 +91,8 @@ pub(super) struct Record<'a> {
 }
 
 impl Record<'_> {
-    /// Begins anew. Nobody may use the record yet.
-    pub(super) fn reset(&self, high: u64, packets: u64) {
+    /// Begins anew, with the byte of a sequence number. Nobody may use the record yet.
+    pub(super) fn reset(&self, high: u64, packets: u64, next: u32) {
         let zero = [
             self.redirected,
             self.passed,
@@ -104,8 +104,9 @@ impl Record<'_> {
             self.drained,
         ];
         zero.iter().for_each(|word| word.store(0, ORDER));
-        let zero = [self.older, self.newer, self.is_begun];
+        let zero = [self.older, self.newer];
         zero.iter().for_each(|word| word.store(0, ORDER));
+        self.next.store(next, ORDER);
         self.packets.store(packets, ORDER);
         self.high.store(high, ORDER);
     }

@@ -10,7 +10,7 @@ use tokio::net::TcpListener;
 use tokio::time::timeout;
 
 use crate::support::{Pieces, end_of, ended, exchange, meet, pumped, tcp_pair, write_until_stuck};
-use crate::{Runtime, run};
+use crate::{Runtime, run, run_joining};
 
 /// A connection within a machine may look far away at a busy moment.
 const ATTEMPTS: usize = 50;
@@ -51,24 +51,68 @@ async fn both_ways_until_joined(near: &str, engine: Engine) {
     panic!("none of {ATTEMPTS} connections was joined");
 }
 
-/// Such a connection is left to another engine: the kernel would send on what was read.
+/// The kernel gives the program the whole of a packet of which a part was read.
 #[test]
 fn what_was_read_before_is_not_sent_again() {
     run(Engine::Sockmap, Runtime::OneThread, |engine| async move {
         let near = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let far = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let (mut left, mut a) = meet(&near).await;
-        let (b, mut right) = meet(&far).await;
-        left.write_all(b"greeting and more").await.unwrap();
-        a.read_exact(&mut [0; 8]).await.unwrap();
-        let pump = tokio::spawn(pump(a, b, engine));
-        left.shutdown().await.unwrap();
-        let mut got = Vec::new();
-        right.read_to_end(&mut got).await.unwrap();
-        assert_eq!(got, b" and more");
-        drop(right);
-        assert_eq!(ended(pump).await.end, Ending::Finished);
+        for _ in 0..ATTEMPTS {
+            let (mut left, mut a) = meet(&near).await;
+            let (b, mut right) = meet(&far).await;
+            left.write_all(b"greeting and more").await.unwrap();
+            a.read_exact(&mut [0; 8]).await.unwrap();
+            let before = connections_joined();
+            let pump = tokio::spawn(pump(a, b, engine));
+            let mut got = [0; 9];
+            right.read_exact(&mut got).await.unwrap();
+            assert_eq!(&got, b" and more");
+            left.write_all(b", and the rest").await.unwrap();
+            left.shutdown().await.unwrap();
+            let mut got = Vec::new();
+            right.read_to_end(&mut got).await.unwrap();
+            assert_eq!(got, b", and the rest");
+            drop(right);
+            assert_eq!(ended(pump).await.end, Ending::Finished);
+            if connections_joined() > before {
+                return;
+            }
+        }
+        panic!("none of {ATTEMPTS} connections was joined");
     });
+}
+
+/// While bytes are on their way in both directions, and some were read before.
+#[test]
+fn a_connection_that_becomes_bulk_is_joined_midway() {
+    let after = crate::AS_USUAL;
+    run_joining(
+        after,
+        Engine::Sockmap,
+        Runtime::OneThread,
+        |engine| async move {
+            both_ways_until_joined("127.0.0.1:0", engine).await;
+        },
+    );
+}
+
+/// It would take longer than what it is used for.
+#[test]
+fn a_short_connection_is_not_joined() {
+    let after = crate::AS_USUAL;
+    run_joining(
+        after,
+        Engine::Sockmap,
+        Runtime::OneThread,
+        |engine| async move {
+            let before = connections_joined();
+            let (mut left, mut right, pump) = pumped(engine).await;
+            let sizes = (512 << 10, 512 << 10);
+            exchange(&mut left, &mut right, sizes, 6, Pieces::Large).await;
+            assert_eq!(ended(pump).await.end, Ending::Finished);
+            assert_eq!(connections_joined(), before);
+        },
+    );
 }
 
 /// What arrived before the sockets were joined, both ways.

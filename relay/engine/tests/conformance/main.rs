@@ -32,9 +32,24 @@ static TURN: Mutex<()> = Mutex::new(());
 /// Descriptors that may be kept for the next pump: idle pipes, and what belongs to a ring.
 const KEPT: usize = 24;
 
-/// Runs one test with one engine, and looks at what it leaves behind.
+/// From how many bytes on [`Engine::Sockmap`] joins a connection: as usual, or each from its first.
+const AS_USUAL: u64 = relay_engine::test_support::JOIN_AFTER;
+const AT_ONCE: u64 = 0;
+
+/// Runs one test with one engine, which joins each connection at once if it joins any, and looks at
+/// what it leaves behind.
 fn run<F: Future<Output = ()>>(engine: Engine, runtime: Runtime, test: impl FnOnce(Engine) -> F) {
+    run_joining(AT_ONCE, engine, runtime, test);
+}
+
+fn run_joining<F: Future<Output = ()>>(
+    after: u64,
+    engine: Engine,
+    runtime: Runtime,
+    test: impl FnOnce(Engine) -> F,
+) {
     let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    relay_engine::test_support::join_after(after);
     if let Err(error) = engine.check() {
         assert!(std::env::var_os("RELAY_REQUIRE_ALL").is_none(), "{error}");
         return eprintln!("skipped: {error}");
@@ -53,14 +68,14 @@ fn run<F: Future<Output = ()>>(engine: Engine, runtime: Runtime, test: impl FnOn
 }
 
 macro_rules! suite {
-    ($name:ident, $engine:expr, $runtime:expr, [$($room:ident::$test:ident,)*]) => {
+    ($name:ident, $engine:expr, $runtime:expr, $after:expr, [$($room:ident::$test:ident,)*]) => {
         mod $name {
             use super::*;
 
             $(
                 #[test]
                 fn $test() {
-                    run($engine, $runtime, $room::$test);
+                    run_joining($after, $engine, $runtime, $room::$test);
                 }
             )*
         }
@@ -68,9 +83,9 @@ macro_rules! suite {
 }
 
 macro_rules! every_engine {
-    ($($name:ident: $engine:expr, $runtime:expr;)*) => {
+    ($($name:ident: $engine:expr, $runtime:expr $(, $after:expr)?;)*) => {
         $(
-            suite!($name, $engine, $runtime, [
+            suite!($name, $engine, $runtime, [$($after,)? AS_USUAL][0], [
                 flow::bulk_arrives_whole_both_ways_at_once,
                 flow::random_pieces_arrive_whole,
                 flow::a_unix_socket_is_an_end_too,
@@ -102,6 +117,7 @@ every_engine! {
     io_uring: Engine::IoUring, Runtime::OneThread;
     io_uring_on_threads: Engine::IoUring, Runtime::Threads;
     sockmap: Engine::Sockmap, Runtime::OneThread;
+    sockmap_at_once: Engine::Sockmap, Runtime::OneThread, AT_ONCE;
 }
 
 #[test]

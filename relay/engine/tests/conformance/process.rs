@@ -13,7 +13,7 @@ use tokio::task::JoinSet;
 use crate::support::{Pieces, end_of, ended, exchange, pumped, write_until_stuck};
 use crate::{Runtime, run};
 
-/// Set in the process that has the pumps: `ENGINE NEAR FAR`.
+/// Set in the process that has the pumps, which are joined at once if ever: `ENGINE NEAR FAR`.
 const ORDERS: &str = "RELAY_CONFORMANCE_PUMPS";
 const PUMPS: usize = 12;
 
@@ -56,6 +56,7 @@ pub(crate) async fn a_killed_process_leaves_nobody_waiting(engine: Engine) {
 #[test]
 fn pumps_of_another_process() {
     let Ok(orders) = env::var(ORDERS) else { return };
+    relay_engine::test_support::join_after(crate::AT_ONCE);
     let mut words = orders.split(' ');
     let engine: Engine = words.next().unwrap().parse().unwrap();
     let [near, far] = [(); 2].map(|()| words.next().unwrap().parse::<SocketAddr>().unwrap());

@@ -89,7 +89,7 @@ fn carry(
         let set = end.set_nonblocking(true);
         set.map_err(|error| format!("a socket cannot be prepared ({error})"))?;
     }
-    let carried = driver.carry([a.into(), b.into()], Moved::default());
+    let carried = driver.carry([a.into(), b.into()], [0; 2], Moved::default());
     carried.map_err(|_| "its thread has ended".to_owned())
 }
 
