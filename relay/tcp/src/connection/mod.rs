@@ -296,13 +296,14 @@ impl Connection {
         is_open && !self.fin_queued
     }
 
-    /// Bytes the send buffer may hold: as much as is in flight, and as much again.
+    /// Bytes the send buffer may hold: as much as may be in flight, and as much again; on top of that
+    /// what waits for a repair, or each segment that is lost twice would stop the stream.
     fn send_limit(&self) -> u64 {
         let config = &self.config;
         if self.buffer.pool().is_scarce() {
             return config.send_buffer.min(config.send_buffer_max);
         }
-        let wanted = self.recovery.window().saturating_mul(2);
+        let wanted = self.recovery.window().saturating_mul(2) + self.recovery.held_up();
         wanted.clamp(
             config.send_buffer.min(config.send_buffer_max),
             config.send_buffer_max,

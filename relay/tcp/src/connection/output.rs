@@ -57,6 +57,7 @@ impl Connection {
     /// Writes the next run of packets into `sink`; none: there is nothing to send now.
     pub fn poll_transmit(&mut self, now: Instant, sink: &mut dyn PacketSink) -> Option<Transmit> {
         self.paced_until = None;
+        self.recovery.judge(now);
         if let Some(position) = self.reset.take() {
             return self.send_reset(now, position, sink);
         }

@@ -9,8 +9,10 @@ use crate::time::Instant;
 
 /// At the start each segment is acknowledged at once, so that the peer's window grows fast.
 const QUICK: u32 = 16;
-/// Places beyond gaps that are remembered between two acknowledgements.
+/// Places beyond gaps that are remembered until they were told often enough.
 const MOST_TOUCHED: usize = 48;
+/// How often each is told: an acknowledgement may be lost (RFC 2018 §4).
+const TELLINGS: u8 = 2;
 /// A buffer that was large goes back to its first size after so much silence.
 const SHRINK_AFTER: Duration = Duration::from_secs(10);
 
@@ -27,9 +29,9 @@ pub(super) struct AckDue {
     pub(super) last_sent: u64,
     /// What came twice (RFC 2883).
     pub(super) duplicate: Option<(u64, u64)>,
-    /// Where data beyond gaps came since the last acknowledgement, the latest last
-    /// (RFC 2018 §4: its range is told first).
-    touched: Vec<u64>,
+    /// Where data beyond gaps came that was not told often enough, the latest last (RFC 2018 §4: its
+    /// range is told first).
+    touched: Vec<Touched>,
     /// One past the data that came beyond a gap last.
     touched_end: u64,
     /// Segments out of order that were not answered; a peer without SACK counts answers.
@@ -55,8 +57,12 @@ impl AckDue {
         self.out_of_order = 0;
         // The last one stays: until something new comes, its range is still the latest.
         let latest = self.touched.pop();
-        self.touched.clear();
-        self.touched.extend(latest);
+        self.touched
+            .extend(latest.map(|touched| Touched { told: 0, ..touched }));
+        self.touched.retain_mut(|touched| {
+            touched.told += 1;
+            touched.told < TELLINGS
+        });
     }
 
     fn touch(&mut self, start: u64, length: u64) {
@@ -64,10 +70,21 @@ impl AckDue {
             if self.touched.len() >= MOST_TOUCHED {
                 self.touched.remove(0);
             }
-            self.touched.push(start);
+            self.touched.push(Touched {
+                position: start,
+                told: 0,
+            });
         }
         self.touched_end = start + length;
     }
+}
+
+/// Where data beyond a gap came.
+#[derive(Debug, Clone, Copy)]
+struct Touched {
+    position: u64,
+    /// In how many acknowledgements.
+    told: u8,
 }
 
 /// How fast the application reads, which decides how large the buffer should be.
@@ -300,13 +317,13 @@ impl Connection {
         blocks.chunks_exact(length.max(1)).rev().map(with).collect()
     }
 
-    /// What came twice, then the ranges that changed since the last acknowledgement, the latest
-    /// first, then others; and how many of them are news.
+    /// What came twice, then the ranges that changed and were not told often enough, the latest first,
+    /// then others; and how many of them have to be told.
     fn blocks_to_tell(&self, room: usize) -> (Vec<(u64, u64)>, usize) {
         let beyond = self.receive.beyond();
         let mut ranges: Vec<(u64, u64)> = Vec::new();
         let touched = self.ack_due.touched.iter().rev();
-        for block in touched.filter_map(|&position| beyond.around(position)) {
+        for block in touched.filter_map(|touched| beyond.around(touched.position)) {
             if !ranges.contains(&block) {
                 ranges.push(block);
             }

@@ -4,7 +4,6 @@ use std::time::Duration;
 
 use super::scoreboard::{Fate, Sent};
 use super::{AckInput, Phase, Recovery, Undo};
-use crate::cc::Signal;
 use crate::time::Instant;
 
 /// A peer may hold an acknowledgement of a lone segment back for so long (RFC 8985 §7.2).
@@ -38,25 +37,24 @@ impl Recovery {
     }
 
     /// RFC 8985 §7.4.2: an acknowledgement beyond a probe that was a retransmission tells that the
-    /// probe repaired a loss, unless the peer says it had the segment.
-    pub(super) fn end_probe(&mut self, input: &AckInput<'_>, lost: u64) {
-        let Some(probe) = self.probe else { return };
+    /// probe repaired a loss, unless the peer says it had the segment. Returns whether it did.
+    pub(super) fn end_probe(&mut self, input: &AckInput<'_>) -> bool {
+        let Some(probe) = self.probe else {
+            return false;
+        };
         if input.edge < probe.end {
-            return;
+            return false;
         }
         let had_it = input.duplicate.is_some_and(|(_, end)| end == probe.end);
+        let is_beyond = input.edge > probe.end;
         if !probe.retransmitted || had_it {
             self.probe = None;
-        } else if input.edge > probe.end {
-            self.probe = None;
-            if self.phase == Phase::Open && lost == 0 {
-                self.cc
-                    .on_congestion(input.now, Signal::Loss, self.in_flight());
-                self.cc.on_recovered(input.now);
-            }
-        } else if input.is_bare && input.sacked.is_empty() {
+            return false;
+        }
+        if is_beyond || input.is_bare && input.sacked.is_empty() {
             self.probe = None;
         }
+        is_beyond
     }
 
     /// Chooses the timer anew.
@@ -108,6 +106,7 @@ impl Recovery {
 
     /// The alarm went off. Returns which it was.
     pub(crate) fn alarmed(&mut self, now: Instant) -> Option<Alarm> {
+        self.judge(now);
         let (at, alarm) = self.alarm?;
         if at > now {
             return None;

@@ -57,10 +57,34 @@ pub(crate) struct AckInput<'a> {
     pub(crate) congested: bool,
 }
 
+/// What acknowledgements told that were not judged yet.
+#[derive(Debug, Clone, Copy, Default)]
+struct News {
+    /// Bytes that arrived.
+    acked: u64,
+    in_flight_before: u64,
+    rtt: Option<Duration>,
+    /// The edge moved.
+    moved: bool,
+    undone: bool,
+    congested: bool,
+    probe_repaired: bool,
+}
+
+/// What an acknowledgement tells of segments that were believed lost.
+#[derive(Debug, Clone, Copy)]
+struct Arrival {
+    /// One arrived that was not sent again.
+    late_original: bool,
+    /// When the first that was not acknowledged had been sent again.
+    first_resent: Option<Instant>,
+}
+
 /// What could be wrong about the repair that goes on.
 #[derive(Debug, Clone, Copy)]
 struct Undo {
-    /// Retransmissions that were not reported as duplicates; none if there is no knowing.
+    /// Retransmissions that were not reported as duplicates, those of an earlier repair included; none
+    /// if there is no knowing.
     unexplained: Option<u32>,
     /// When the first retransmission was sent.
     first: Option<Instant>,
@@ -79,6 +103,7 @@ pub(crate) struct Recovery {
     /// The repair is over when this position is acknowledged.
     point: u64,
     undo: Option<Undo>,
+    news: Option<News>,
     probe: Option<TailProbe>,
     /// Edge of what is acknowledged, and the next position to be sent.
     edge: u64,
@@ -111,6 +136,7 @@ impl Recovery {
             phase: Phase::Open,
             point: start,
             undo: None,
+            news: None,
             probe: None,
             edge: start,
             next: start,
@@ -142,6 +168,12 @@ impl Recovery {
         // Without SACK, each duplicate acknowledgement tells that one segment arrived.
         let arrived = u64::from(self.duplicate_acks) * self.mss;
         self.board.in_flight().saturating_sub(arrived)
+    }
+
+    /// Bytes not acknowledged that are not on their way either: the peer holds them beyond a gap, or
+    /// they are lost.
+    pub(crate) fn held_up(&self) -> u64 {
+        (self.next - self.edge).saturating_sub(self.board.in_flight())
     }
 
     /// How much more may be put in flight now.
@@ -215,6 +247,7 @@ impl Recovery {
         self.board = Scoreboard::default();
         self.alarm = None;
         self.probe = None;
+        self.news = None;
     }
 
     /// New data of `length` bytes is sent.
@@ -251,10 +284,15 @@ impl Recovery {
         }
     }
 
-    /// Takes an acknowledgement. Returns whether it moved the edge.
+    /// Takes an acknowledgement. Returns whether it moved the edge. What it means is judged by
+    /// [`judge`](Self::judge), once for all that came together: what arrived may take several of them
+    /// to be told, and the first alone would make the rest look lost.
     pub(crate) fn acknowledged(&mut self, input: &AckInput<'_>) -> bool {
         let now = input.now;
-        let in_flight_before = self.in_flight();
+        let mut news = self.news.take().unwrap_or_else(|| News {
+            in_flight_before: self.in_flight(),
+            ..News::default()
+        });
         let moved = input.edge > self.edge;
         let mut delivered = std::mem::take(&mut self.delivered);
         self.board.acknowledge(input.edge, &mut delivered);
@@ -270,34 +308,57 @@ impl Recovery {
             self.rtt.reset_backoff();
             self.rack.acknowledged(input.edge);
         }
-        let rtt = self.note_delivered(&delivered, in_order, input);
-        let mut acked: u64 = delivered.iter().map(Sent::length).sum();
-        let late_original = delivered
-            .iter()
-            .any(|sent| sent.fate == scoreboard::Fate::Lost && !sent.retransmitted);
+        news.rtt = self
+            .note_delivered(&delivered, in_order, input)
+            .or(news.rtt);
+        news.acked += delivered.iter().map(Sent::length).sum::<u64>();
+        let arrival = Arrival {
+            late_original: delivered
+                .iter()
+                .any(|sent| sent.fate == scoreboard::Fate::Lost && !sent.retransmitted),
+            first_resent: (delivered[..in_order].first())
+                .and_then(|sent| sent.retransmitted.then_some(sent.time)),
+        };
         delivered.clear();
         self.delivered = match self.board.is_empty() {
             true => Vec::new(),
             false => delivered,
         };
-        acked += self.count_duplicate_ack(input, moved);
+        news.acked += self.count_duplicate_ack(input, moved);
         self.note_duplicate(input);
+        news.moved |= moved;
+        news.undone |= self.undo_if_spurious(input, arrival);
+        news.congested |= input.congested;
+        news.probe_repaired |= self.end_probe(input);
+        self.news = Some(news);
+        if !self.sack {
+            // Each duplicate counts.
+            self.judge(now);
+        }
+        moved
+    }
 
-        let undone = self.undo_if_spurious(input, moved, late_original);
-        let lost_bytes = self.detect(now, moved);
-        self.end_probe(input, lost_bytes);
-        self.change_phase(now, moved, lost_bytes, undone);
-        self.heed_congestion(input);
-
+    /// Judges the acknowledgements that came since the last call.
+    pub(crate) fn judge(&mut self, now: Instant) {
+        let Some(news) = self.news.take() else { return };
+        let lost = self.detect(now, news.moved);
+        if news.probe_repaired && self.phase == Phase::Open && lost == 0 {
+            self.cc.on_congestion(now, Signal::Loss, self.in_flight());
+            self.cc.on_recovered(now);
+        }
+        self.change_phase(now, news.moved, lost, news.undone);
+        if news.congested {
+            self.heed_congestion(now);
+        }
         let ack = Ack {
             now,
-            acked,
-            lost: lost_bytes,
-            in_flight_before,
+            acked: news.acked,
+            lost,
+            in_flight_before: news.in_flight_before,
             in_flight: self.in_flight(),
             delivered: self.rate.total(),
             sample: self.rate.finish(self.rtt.min()),
-            rtt,
+            rtt: news.rtt,
             smoothed_rtt: self.rtt.smoothed(),
             edge: self.edge,
             next: self.next,
@@ -306,14 +367,13 @@ impl Recovery {
         };
         self.cc.on_ack(&ack);
         if let (Some(prr), Some(target)) = (&mut self.prr, self.cc.reduction_target()) {
-            let safe = moved && lost_bytes == 0;
-            prr.acknowledged(acked, ack.in_flight, target, self.mss, safe);
+            let safe = news.moved && lost == 0;
+            prr.acknowledged(news.acked, ack.in_flight, target, self.mss, safe);
         }
         // RFC 6298 §5.3, RFC 8985 §7.2: news restart the timer.
-        if acked > 0 || moved || lost_bytes > 0 || self.alarm.is_none() {
+        if news.acked > 0 || news.moved || lost > 0 || self.alarm.is_none() {
             self.arm(now);
         }
-        moved
     }
 
     /// Measures with what arrived, of which the first `in_order` were below the edge, and returns
@@ -335,10 +395,11 @@ impl Recovery {
                     .sample(Duration::from_millis(u64::from(age.max(1))), input.now);
             }
         }
-        for sent in delivered {
+        for (index, sent) in delivered.iter().enumerate() {
             self.rate.delivered(sent, input.now);
-            self.rack
-                .delivered(sent, input.now, self.rtt.min(), input.echo);
+            // What arrives beyond a gap does not change the echo (RFC 7323 §4.3).
+            let echo = input.echo.filter(|_| index == 0 && in_order > 0);
+            self.rack.delivered(sent, input.now, self.rtt.min(), echo);
         }
         rtt
     }
@@ -380,16 +441,22 @@ impl Recovery {
 
     /// Eifel by timestamps (RFC 3522), by duplicates reported (RFC 3708), and F-RTO's rule that a
     /// segment which arrives without having been sent again proves the timeout wrong (RFC 5682).
-    fn undo_if_spurious(&mut self, input: &AckInput<'_>, moved: bool, late_original: bool) -> bool {
+    ///
+    /// The timestamp is that of what filled the first gap. It is compared with when that was sent
+    /// again, too, which may have been during an earlier repair.
+    fn undo_if_spurious(&mut self, input: &AckInput<'_>, arrival: Arrival) -> bool {
         if self.phase == Phase::Open {
             return false;
         }
         let Some(undo) = self.undo else { return false };
-        let by_timestamp = moved
-            && matches!((undo.first, input.echo), (Some(first), Some(echo))
-                if seq::is_older(echo, first.as_millis() as u32));
+        let by_timestamp = match (undo.first, arrival.first_resent, input.echo) {
+            (Some(first), Some(resent), Some(echo)) => {
+                seq::is_older(echo, first.min(resent).as_millis() as u32)
+            }
+            _ => false,
+        };
         let by_duplicates = undo.first.is_some() && undo.unexplained == Some(0);
-        let by_original = self.phase == Phase::Timeout && late_original;
+        let by_original = self.phase == Phase::Timeout && arrival.late_original;
         if !(by_timestamp || by_duplicates || by_original) {
             return false;
         }
@@ -470,8 +537,9 @@ impl Recovery {
         self.point = self.next;
         self.congestion_point = self.next;
         self.reduced = true;
+        let on_their_way = self.board.count_in_flight(|sent| sent.retransmitted);
         self.undo = Some(Undo {
-            unexplained: (!undone).then_some(0),
+            unexplained: (!undone).then_some(on_their_way as u32),
             first: None,
         });
     }
@@ -488,10 +556,9 @@ impl Recovery {
     }
 
     /// RFC 3168 §6.1.2: one reduction for a window of data.
-    fn heed_congestion(&mut self, input: &AckInput<'_>) {
-        if input.congested && self.phase == Phase::Open && self.edge >= self.congestion_point {
-            self.cc
-                .on_congestion(input.now, Signal::Ecn, self.in_flight());
+    fn heed_congestion(&mut self, now: Instant) {
+        if self.phase == Phase::Open && self.edge >= self.congestion_point {
+            self.cc.on_congestion(now, Signal::Ecn, self.in_flight());
             self.congestion_point = self.next;
             self.reduced = true;
         }
@@ -519,3 +586,6 @@ fn round_trip(delivered: &[Sent], in_order: usize, input: &AckInput<'_>) -> Opti
     let newest = once.max_by_key(|sent| sent.time)?;
     Some(input.now.since(newest.time))
 }
+
+#[cfg(test)]
+mod tests;

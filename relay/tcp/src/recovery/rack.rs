@@ -12,6 +12,10 @@ const PERSIST: u32 = 16;
 /// Segments held beyond a gap that mean loss while no reordering was seen.
 const DUPLICATES: usize = 3;
 
+/// During a repair so long is waited for the next acknowledgement, which tells again what one that was
+/// lost had told.
+const ACK_GAP: Duration = Duration::from_millis(2);
+
 /// What RACK remembers.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Rack {
@@ -37,8 +41,8 @@ pub(crate) struct Conditions {
 }
 
 impl Rack {
-    /// A segment arrived. `echo` is the timestamp the acknowledgement echoes, in milliseconds of
-    /// our clock (RFC 8985 §6.2 steps 2 and 3).
+    /// A segment arrived. `echo` is the timestamp by which the acknowledgement tells which transmission
+    /// that was, if it does, in milliseconds of our clock (RFC 8985 §6.2 steps 2 and 3).
     pub(crate) fn delivered(
         &mut self,
         sent: &Sent,
@@ -93,11 +97,14 @@ impl Rack {
 
     /// By how much segments may overtake each other (RFC 8985 §6.2 step 4).
     pub(crate) fn window(&self, board: &Scoreboard, conditions: Conditions) -> Duration {
-        let enough = conditions.recovering || board.sacked_segments() >= DUPLICATES;
-        if !self.reordering_seen && enough {
+        let quarter = conditions.min_rtt / 4;
+        if !self.reordering_seen && conditions.recovering {
+            return quarter.min(ACK_GAP);
+        }
+        if !self.reordering_seen && board.sacked_segments() >= DUPLICATES {
             return Duration::ZERO;
         }
-        let window = conditions.min_rtt / 4 * (self.widened + 1);
+        let window = quarter * (self.widened + 1);
         window.min(conditions.smoothed_rtt)
     }
 

@@ -259,6 +259,12 @@ impl Scoreboard {
             .collect()
     }
 
+    /// How many segments in flight `holds` is true for.
+    pub(crate) fn count_in_flight(&self, holds: impl Fn(&Sent) -> bool) -> usize {
+        let in_flight = self.sent.iter().filter(|sent| sent.fate == Fate::InFlight);
+        in_flight.filter(|sent| holds(sent)).count()
+    }
+
     /// The first record.
     pub(crate) fn front(&self) -> Option<&Sent> {
         self.sent.front()

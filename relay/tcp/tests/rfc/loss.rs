@@ -275,3 +275,103 @@ fn duplicates_reported_take_a_reduction_back() {
     ",
     );
 }
+
+/// What fills the first gap of the second repair was sent again during the first, as its timestamp
+/// tells: older than what the second sent again, and no late original.
+#[test]
+fn a_retransmission_of_the_repair_before_is_no_original() {
+    run("
+        set timestamps on
+        connect
+        > S seq=0
+        +50
+        < S. seq=0 ack=1 mss=1000 sackok ts=1:1000
+        > . seq=1 ack=1
+        write 9880
+        > . seq=1 len=988
+        > . seq=989 len=988
+        > . seq=1977 len=988
+        > . seq=2965 len=988
+        > . seq=3953 len=988
+        > . seq=4941 len=988
+        > . seq=5929 len=988
+        > . seq=6917 len=988
+        > . seq=7905 len=988
+        > . seq=8893 len=988
+        +50
+        < . seq=1 ack=1 sack=989-9881 ts=51:1050
+        > . seq=1 len=988 ts=1100:51
+        write 5928
+        ~2 > . seq=9881 len=988
+        > . seq=10869 len=988
+        ~8 > . seq=11857 len=988
+        > . seq=12845 len=988
+        ~8 > . seq=13833 len=988
+        > . seq=14821 len=988
+        +20
+        < . seq=1 ack=1 sack=989-9881,10869-12845 ts=101:1050
+        > . seq=1 len=988 ts=1140:101
+        > . seq=9881 len=988
+        +5
+        < . seq=1 ack=9881 sack=10869-12845 ts=101:1100
+        none
+        +5
+        < . seq=1 ack=9881 sack=10869-12845,13833-15809 ts=101:1100
+        > . seq=12845 len=988 ts=1150:101
+        +10
+        < . seq=1 ack=12845 sack=13833-15809 ts=102:1140
+        window 2000..5000
+    ");
+}
+
+/// While the first gap stays, the timestamp that is echoed does not change, and does not tell which
+/// transmission arrived beyond it.
+#[test]
+fn a_retransmission_that_arrives_beyond_a_gap_tells_that_one_before_it_is_lost() {
+    run("
+        set timestamps on
+        connect
+        > S seq=0
+        +50
+        < S. seq=0 ack=1 mss=1000 sackok ts=1:1000
+        > . seq=1 ack=1
+        write 5928
+        > . seq=1 len=988
+        > . seq=989 len=988
+        > . seq=1977 len=988
+        > . seq=2965 len=988
+        > . seq=3953 len=988
+        > . seq=4941 len=988
+        +50
+        < . seq=1 ack=1 sack=989-1977,2965-5929 ts=51:1050
+        > . seq=1 len=988
+        > . seq=1977 len=988
+        +50
+        < . seq=1 ack=1 sack=989-5929 ts=101:1050
+        ~2 > . seq=1 len=988
+    ");
+}
+
+/// The next acknowledgement tells again what a lost one had told.
+#[test]
+fn during_a_repair_the_next_acknowledgement_is_waited_for() {
+    flight(
+        "
+        write 4000
+        > . seq=5001 len=1000
+        > . seq=6001 len=1000
+        > . seq=7001 len=1000
+        > . seq=8001 len=1000
+        +1
+        < . seq=1 ack=1 sack=1001-5001
+        > . seq=1 len=1000
+        +50
+        # The retransmission overtook nothing: what was sent before it arrived as well.
+        < . seq=1 ack=5001
+        none
+        < . seq=1 ack=5001 sack=6001-9001
+        ~1 > . seq=5001 len=1000
+        none
+    ",
+    );
+}

@@ -110,6 +110,32 @@ fn all_gaps_of_a_burst_are_told() {
     );
 }
 
+/// The acknowledgement that told them may have been lost (RFC 2018 §4).
+#[test]
+fn each_gap_is_told_twice() {
+    opened(
+        "
+        < . seq=1001 ack=1 len=10
+        < . seq=2001 ack=1 len=10
+        < . seq=3001 ack=1 len=10
+        < . seq=4001 ack=1 len=10
+        > . ack=1 sack=4001-4011,3001-3011,2001-2011,1001-1011
+        < . seq=5001 ack=1 len=10
+        < . seq=6001 ack=1 len=10
+        < . seq=7001 ack=1 len=10
+        < . seq=8001 ack=1 len=10
+        > . ack=1 sack=4001-4011,3001-3011,2001-2011,1001-1011
+        > . ack=1 sack=8001-8011,7001-7011,6001-6011,5001-5011
+        < . seq=9001 ack=1 len=10
+        > . ack=1 sack=5001-5011,4001-4011,3001-3011,2001-2011
+        > . ack=1 sack=9001-9011,8001-8011,7001-7011,6001-6011
+        < . seq=10001 ack=1 len=10
+        > . ack=1 sack=10001-10011,9001-9011,8001-8011,7001-7011
+        none
+    ",
+    );
+}
+
 #[test]
 fn what_comes_twice_is_told() {
     opened(

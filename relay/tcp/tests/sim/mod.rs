@@ -6,7 +6,7 @@ pub mod app;
 pub mod path;
 
 use std::cmp::Reverse;
-use std::collections::BinaryHeap;
+use std::collections::{BinaryHeap, HashSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -41,6 +41,9 @@ pub struct Sim {
     order: u64,
     pub steps: u64,
     pub trace: bool,
+    /// Segments with data that reached the second host although it had them.
+    pub twice: u64,
+    seen: HashSet<(u16, u32)>,
     pub timers_fired: Vec<(Instant, usize, Timer)>,
     /// Packets that arrive within this time are one burst.
     pub burst: Duration,
@@ -71,6 +74,8 @@ impl Sim {
             order: 0,
             steps: 0,
             trace: false,
+            twice: 0,
+            seen: HashSet::new(),
             timers_fired: Vec::new(),
             burst: Duration::ZERO,
             late: Duration::ZERO,
@@ -156,6 +161,9 @@ impl Sim {
         } else {
             segment.destination.port()
         };
+        if side == 1 && !segment.payload.is_empty() && !self.seen.insert((port, segment.seq)) {
+            self.twice += 1;
+        }
         let index = usize::from(port.checked_sub(10_000)?);
         let flow = self.flows.get_mut(index)?;
         match &mut flow.ends[side] {
