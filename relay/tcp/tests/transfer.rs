@@ -86,6 +86,64 @@ fn one_percent_of_loss_does_not_stop_a_stream() {
     assert!(rate > 1000.0, "{rate:.0} Mbit/s");
 }
 
+/// Ends that are busy, and a rate and a queue like those of a fast network: every flight loses some by
+/// chance, and now and then twice as many.
+#[test]
+fn random_loss_is_not_taken_for_congestion() {
+    const TOTAL: u64 = 128 << 20;
+    let there = PathOptions {
+        rate: mbit(1300),
+        queue: 1400 << 10,
+        loss: 0.01,
+        ..PathOptions::default()
+    };
+    let back = PathOptions {
+        loss: 0.01,
+        ..PathOptions::default()
+    };
+    let rate = |seed| {
+        let mut sim = Sim::with_paths(seed, [there.clone(), back.clone()]);
+        sim.burst = Duration::from_micros(50);
+        sim.late = millis(1);
+        let ends = [config(Algorithm::Bbr), config(Algorithm::Bbr)];
+        let flow = sim.connect(ends, App::upload(TOTAL), Duration::ZERO);
+        assert!(sim.run(Duration::from_secs(60)), "it never ends");
+        let end = sim.flows[flow].apps[1].finished_at;
+        let end = end.expect("the end was read");
+        let rate = TOTAL as f64 * 8e-6 / end.since(Instant::from_millis(1000)).as_secs_f64();
+        println!("seed {seed}: {rate:.0} Mbit/s, {} came twice", sim.twice);
+        rate
+    };
+    let mut rates: Vec<f64> = (1..=9).map(rate).collect();
+    rates.sort_by(f64::total_cmp);
+    assert!(rates[4] > 850.0 && rates[0] > 600.0, "{rates:.0?}");
+}
+
+/// Queues of half of what the path holds, and four flows: loss is real, and stays.
+#[test]
+fn bbr_bounds_the_loss_of_a_shallow_queue() {
+    let path = PathOptions {
+        rate: mbit(20),
+        queue: 25_000,
+        ..PathOptions::default()
+    };
+    for seed in 1..=3 {
+        let mut sim = Sim::with_paths(seed, there_and_back(path.clone()));
+        sim.burst = Duration::from_micros(50);
+        for index in 0..4 {
+            let ends = [config(Algorithm::Bbr), config(Algorithm::Bbr)];
+            sim.connect(ends, App::upload(u64::MAX / 4), millis(700 * index));
+        }
+        sim.run(Duration::from_secs(10));
+        let before = (sim.paths[0].sent, sim.paths[0].overflowed);
+        sim.run(Duration::from_secs(20));
+        let sent = (sim.paths[0].sent - before.0) as f64;
+        let lost = (sim.paths[0].overflowed - before.1) as f64 / sent;
+        println!("seed {seed}: {:.1} % lost", 100.0 * lost);
+        assert!(lost < 0.07, "seed {seed}: {lost:.3} lost");
+    }
+}
+
 #[test]
 fn a_long_path_with_loss_is_well_used() {
     let path = PathOptions {

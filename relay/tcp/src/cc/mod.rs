@@ -75,6 +75,10 @@ pub struct Lost {
     pub in_flight_when_sent: u64,
     /// Bytes lost since it was sent, itself included.
     pub lost_since: u64,
+    /// Bytes that were delivered when it was sent.
+    pub prior_delivered: u64,
+    /// All bytes delivered so far.
+    pub delivered: u64,
     /// Whether the application sent less than it might have when it was sent.
     pub app_limited: bool,
 }

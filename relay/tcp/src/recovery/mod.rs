@@ -509,6 +509,8 @@ impl Recovery {
                 bytes: sent.length(),
                 in_flight_when_sent: sent.stamp.in_flight,
                 lost_since: self.rate.lost_since(&sent.stamp),
+                prior_delivered: sent.stamp.delivered,
+                delivered: self.rate.total(),
                 app_limited: sent.stamp.app_limited,
             });
         }

@@ -48,6 +48,8 @@ pub struct Bbr {
     /// Sending began again after a pause.
     restarted: bool,
     undo: Option<Bounds>,
+    /// Segments lost beyond the threshold in the last rounds.
+    excess: f64,
     random: u64,
 }
 
@@ -70,6 +72,7 @@ impl Bbr {
             recovering: false,
             restarted: false,
             undo: None,
+            excess: 0.0,
             random: seed | 1,
         }
     }

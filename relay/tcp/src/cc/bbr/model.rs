@@ -16,6 +16,11 @@ const STARTUP_LOSSES: u32 = 6;
 const LONGEST_GAP: Duration = Duration::from_millis(50);
 /// Lost segments that alone mean nothing.
 const FEW_LOSSES: u64 = 1;
+/// Standard deviations by which loss exceeds the threshold when that is no chance. Random loss of half
+/// the threshold is further away than that; and the more there are, the later a small flight gives
+/// way to others. To leave startup too early costs most.
+const CONFIDENCE: f64 = 1.0;
+const STARTUP_CONFIDENCE: f64 = 2.0;
 
 /// Bandwidth and aggregation.
 #[derive(Debug, Clone, Default)]
@@ -112,6 +117,8 @@ pub(super) struct Round {
     loss_started: bool,
     lost: u64,
     losses: u32,
+    /// What was lost of that which was sent after the last probe.
+    lost_since_probe: u64,
     delivered_before: u64,
     /// Whether a repair went on when the round began.
     recovering: bool,
@@ -136,6 +143,7 @@ impl Round {
         self.congested = false;
         self.lost = 0;
         self.losses = 0;
+        self.lost_since_probe = 0;
         self.bandwidth = 0;
         self.delivered = 0;
     }
@@ -241,21 +249,31 @@ impl Bbr {
     fn judge_round(&mut self, ack: &Ack) {
         let delivered = ack.delivered - self.round.delivered_before;
         let total = delivered + self.round.lost;
-        let share = self.round.lost as f64 / total.max(1) as f64;
-        let too_much = share > LOSS_THRESHOLD && u64::from(self.round.losses) > FEW_LOSSES;
-        self.leave_startup_on_loss(too_much);
+        self.leave_startup_on_loss(total);
         let is_probing = matches!(
             self.phase,
             Phase::Startup | Phase::ProbeRefill | Phase::ProbeUp
         );
-        if !is_probing && (too_much || self.round.congested) {
+        let lost = self.round.lost_since_probe;
+        if is_probing {
+            self.excess = 0.0;
+        } else if self.is_loss_sustained(lost, delivered + lost) || self.round.congested {
             self.lower_bounds();
+            self.excess = 0.0;
         }
         self.round.delivered_before = ack.delivered;
         self.round.recovering = self.recovering;
         self.round.lost = 0;
         self.round.losses = 0;
+        self.round.lost_since_probe = 0;
         self.round.congested = false;
+    }
+
+    /// Adds up what each round lost beyond the threshold, so that rounds of which each alone might be
+    /// chance are told from loss that stays (a CUSUM test).
+    fn is_loss_sustained(&mut self, lost: u64, sent: u64) -> bool {
+        self.excess = (self.excess + excess(lost, sent, self.mss)).max(0.0);
+        self.excess > (CONFIDENCE * deviation(sent, self.mss)).max(FEW_LOSSES as f64)
     }
 
     fn lower_bounds(&mut self) {
@@ -272,7 +290,9 @@ impl Bbr {
     }
 
     /// Draft §5.3.1.3.
-    fn leave_startup_on_loss(&mut self, too_much: bool) {
+    fn leave_startup_on_loss(&mut self, total: u64) {
+        let excess = excess(self.round.lost, total, self.mss);
+        let too_much = excess > STARTUP_CONFIDENCE * deviation(total, self.mss);
         let means_full = too_much && self.round.losses >= STARTUP_LOSSES && self.round.recovering;
         if self.phase == Phase::Startup && (means_full || self.round.congested) {
             self.round.full_reached = true;
@@ -285,6 +305,9 @@ impl Bbr {
     pub(super) fn note_lost(&mut self, lost: &Lost) {
         self.round.lost += lost.bytes;
         self.round.losses += 1;
+        if lost.prior_delivered >= self.cycle.probe_end {
+            self.round.lost_since_probe += lost.bytes;
+        }
         if !self.cycle.samples_probe {
             return;
         }
@@ -296,10 +319,16 @@ impl Bbr {
         let lost_before = lost.lost_since.saturating_sub(lost.bytes) as f64;
         let prefix = (LOSS_THRESHOLD * flight_before - lost_before) / (1.0 - LOSS_THRESHOLD);
         let in_flight = (flight_before + prefix).max(0.0) as u64;
-        self.react_to_too_high(lost.now, in_flight, lost.app_limited);
+        self.react_to_too_high(lost.now, lost.delivered, in_flight, lost.app_limited);
     }
 
-    fn react_to_too_high(&mut self, now: Instant, in_flight: u64, app_limited: bool) {
+    fn react_to_too_high(
+        &mut self,
+        now: Instant,
+        delivered: u64,
+        in_flight: u64,
+        app_limited: bool,
+    ) {
         // Once for each probe.
         self.cycle.samples_probe = false;
         if !app_limited {
@@ -307,6 +336,7 @@ impl Bbr {
             self.bounds.inflight_long = in_flight.max((target as f64 * BETA) as u64);
         }
         if self.phase == Phase::ProbeUp {
+            self.cycle.probe_end = delivered;
             self.start_probe_down(now, None);
         }
     }
@@ -317,7 +347,8 @@ impl Bbr {
         self.advance_filter(&sample);
         if is_too_high(sample.lost, sample.in_flight_when_sent, self.mss) {
             if self.cycle.samples_probe {
-                self.react_to_too_high(ack.now, sample.in_flight_when_sent, sample.app_limited);
+                let in_flight = sample.in_flight_when_sent;
+                self.react_to_too_high(ack.now, ack.delivered, in_flight, sample.app_limited);
             }
             return;
         }
@@ -364,8 +395,19 @@ impl Bbr {
     }
 }
 
-/// Whether a segment saw more loss than is fine. One lost segment is more than the
-/// threshold of any small flight, and no sign of a full queue; the draft has no such floor.
-fn is_too_high(lost: u64, in_flight: u64, mss: u64) -> bool {
-    lost as f64 > in_flight as f64 * LOSS_THRESHOLD && lost > FEW_LOSSES * mss
+/// Whether more of `sent` bytes was lost than is fine. Each loss is a draw: of a few hundred segments
+/// twice as many may be lost as usual, by chance, and that is no sign of a full queue; the draft has no
+/// such margin.
+fn is_too_high(lost: u64, sent: u64, mss: u64) -> bool {
+    excess(lost, sent, mss) > CONFIDENCE * deviation(sent, mss) && lost > FEW_LOSSES * mss
+}
+
+/// Segments that were lost beyond the threshold.
+fn excess(lost: u64, sent: u64, mss: u64) -> f64 {
+    (lost as f64 - sent as f64 * LOSS_THRESHOLD) / mss as f64
+}
+
+/// Standard deviation of the segments that are lost of `sent` bytes when loss is at the threshold.
+fn deviation(sent: u64, mss: u64) -> f64 {
+    (sent as f64 * LOSS_THRESHOLD / mss as f64).sqrt()
 }

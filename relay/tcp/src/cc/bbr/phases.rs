@@ -80,6 +80,9 @@ pub(super) struct Cycle {
     feedback: Feedback,
     /// Whether segments sent while probing are being judged.
     pub(super) samples_probe: bool,
+    /// What was delivered when the last probe ended. What was sent before and is lost tells of the
+    /// probe's rate, which is no longer sent at.
+    pub(super) probe_end: u64,
     /// Growth of the long-term bound: rounds, bytes acknowledged, bytes for each segment.
     pub(super) up_rounds: u32,
     pub(super) up_acked: u64,
@@ -129,6 +132,7 @@ impl Bbr {
         let now = ack.now;
         if self.phase == Phase::Startup && self.round.full_reached {
             self.phase = Phase::Drain;
+            self.cycle.probe_end = ack.delivered;
         }
         if self.phase == Phase::Drain
             && ack.in_flight <= self.inflight(self.model.max_bandwidth(), 1.0)
@@ -214,6 +218,7 @@ impl Bbr {
             self.round
                 .set_full_bandwidth(ack.sample.map_or(0, |sample| sample.rate));
         } else if self.round.full_now {
+            self.cycle.probe_end = ack.delivered;
             self.start_probe_down(ack.now, Some(ack.delivered));
         }
     }
