@@ -273,3 +273,54 @@ fn machines_that_are_busy_do_not_stop_a_stream() {
     let rate = (sim.flows[flow].apps[1].received - before) as f64 * 8e-6;
     assert!(rate > 50.0, "{rate:.0} Mbit/s");
 }
+
+/// 300 Mbit/s and 10 ms; each packet is up to 1 ms late, and one of a hundred 3 ms more.
+fn reordering(loss: f64) -> PathOptions {
+    PathOptions {
+        rate: mbit(300),
+        queue: 1 << 20,
+        delay: millis(5),
+        jitter: millis(1),
+        reorder: 0.01,
+        loss,
+        ..PathOptions::default()
+    }
+}
+
+/// Megabits per second of an upload of 20 MiB where acknowledgements change places as well, and how
+/// many segments were sent again for nothing.
+fn rate_among_reordering(seed: u64, config: Config, there: PathOptions) -> (f64, u64) {
+    const TOTAL: u64 = 20 << 20;
+    let back = PathOptions {
+        rate: 0,
+        ..there.clone()
+    };
+    let mut sim = Sim::with_paths(seed, [there, back]);
+    let flow = sim.connect([config.clone(), config], App::upload(TOTAL), Duration::ZERO);
+    assert!(sim.run(Duration::from_secs(60)), "it never ends");
+    let end = sim.flows[flow].apps[1]
+        .finished_at
+        .expect("the end was read");
+    let rate = TOTAL as f64 * 8e-6 / end.since(Instant::from_millis(1000)).as_secs_f64();
+    let path = &sim.paths[0];
+    println!(
+        "{rate:.0} Mbit/s; {} packets, {} lost, {} overflowed, {} came twice",
+        path.sent, path.lost, path.overflowed, sim.twice
+    );
+    (rate, sim.twice)
+}
+
+#[test]
+fn reordering_does_not_stop_a_stream() {
+    for (algorithm, loss) in [
+        (Algorithm::Bbr, 0.01),
+        (Algorithm::Bbr, 0.0),
+        (Algorithm::Cubic, 0.0),
+    ] {
+        print!("{algorithm:?}, {loss}: ");
+        let (rate, twice) = rate_among_reordering(9, config(algorithm), reordering(loss));
+        assert!(rate > 200.0, "{algorithm:?}, {loss}: {rate:.0} Mbit/s");
+        // One of a hundred in about 15,600 segments is late.
+        assert!(twice < 40, "{algorithm:?}, {loss}: {twice} came twice");
+    }
+}

@@ -9,6 +9,9 @@ use crate::time::Instant;
 
 /// After so much silence a peer's clock may have wrapped (RFC 7323 §5.5).
 const TIMESTAMPS_EXPIRE: Duration = Duration::from_secs(24 * 24 * 3600);
+/// Ticks of the peer's clock, of a millisecond usually, by which a timestamp may be older than the
+/// latest without making its segment old.
+const OVERTAKEN: u32 = 64;
 
 impl Connection {
     /// Takes a segment of the peer. What it makes this end send comes from
@@ -49,7 +52,11 @@ impl Connection {
         self.advance_state(now);
     }
 
-    /// RFC 7323 §5.3, R1: an old timestamp means an old segment.
+    /// RFC 7323 §5.3, R1: an old timestamp means an old segment. One that is a little older was
+    /// overtaken on its way: where packets change places that is every acknowledgement behind a
+    /// later one, and all data behind the segment that filled a gap, and without them the sender
+    /// would repair what arrived. The rule is there for numbers that came round again, and nobody
+    /// sends 4 GiB in so short a time.
     fn passes_timestamp(&mut self, now: Instant, segment: &Segment<'_>) -> bool {
         if !self.agreed.timestamps || segment.flags.has(Flags::RST) {
             return true;
@@ -58,7 +65,7 @@ impl Connection {
             // RFC 7323 §3.2: drop what has none, once agreed. A SYN is judged as one.
             return segment.flags.has(Flags::SYN);
         };
-        let is_old = seq::is_older(value, self.timestamps.recent)
+        let is_old = seq::is_older(value.wrapping_add(OVERTAKEN), self.timestamps.recent)
             && now.since(self.timestamps.recent_at) < TIMESTAMPS_EXPIRE;
         if is_old && !segment.flags.has(Flags::SYN) {
             self.challenge(now);

@@ -375,3 +375,31 @@ fn during_a_repair_the_next_acknowledgement_is_waited_for() {
     ",
     );
 }
+
+/// What it says it held is not said again by the one that overtook it.
+#[test]
+fn an_acknowledgement_that_was_overtaken_counts() {
+    run("
+        set timestamps on
+        connect
+        > S seq=0
+        +50
+        < S. seq=0 ack=1 mss=1000 sackok ts=1:1000
+        > . seq=1 ack=1
+        write 4940
+        > . seq=1 len=988
+        > . seq=989 len=988
+        > . seq=1977 len=988
+        > . seq=2965 len=988
+        > . seq=3953 len=988
+        +50
+        < . seq=1 ack=1 sack=3953-4941 ts=52:1050
+        none
+        < . seq=1 ack=1 sack=989-3953 ts=51:1050
+        # Only the first is missing.
+        ~12 > . seq=1 len=988
+        +50
+        < . seq=1 ack=4941 ts=112:1112
+        none
+    ");
+}

@@ -33,12 +33,30 @@ fn an_old_timestamp_makes_an_old_segment() {
         "{WITH_TIMESTAMPS}
         < . seq=1 ack=1 len=100 ts=600:1000
         > . ack=101
-        < . seq=101 ack=1 len=100 ts=599:1000
+        < . seq=101 ack=1 len=100 ts=535:1000
         > . ack=101 ts=1000:600
         unread 100
         # A reset has no need of one.
         < R seq=101
         closed Reset
+    "
+    ));
+}
+
+/// The retransmission that fills a gap overtakes what was sent before it.
+#[test]
+fn data_that_was_overtaken_counts() {
+    run(&format!(
+        "{WITH_TIMESTAMPS}
+        < . seq=101 ack=1 len=100 ts=590:1000
+        > . ack=1 ts=1000:500 sack=101-201
+        < . seq=1 ack=1 len=100 ts=600:1000
+        > . ack=201 ts=1000:600
+        < . seq=201 ack=1 len=100 ts=595:1000
+        > . ack=301 ts=1000:600
+        < . seq=301 ack=1 len=100 ts=536:1000
+        > . ack=401 ts=1000:600
+        unread 400
     "
     ));
 }
