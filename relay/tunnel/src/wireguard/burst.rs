@@ -16,10 +16,13 @@ const SMALLEST: usize = 96;
 /// Longer ones are left as they are: padding may not make a packet larger than the path takes.
 const LARGEST_PADDED: usize = 256;
 
-/// Packets to one peer, sealed or not yet. Each lies in a slot with room for header and tag.
+/// Packets to one peer, sealed or not yet. Each lies in a slot with room for header and tag, and its
+/// sealed form in the same place of a second buffer.
 #[derive(Debug, Default)]
 pub struct Burst {
     data: Vec<u8>,
+    /// As long as the longest burst so far.
+    sealed_data: Vec<u8>,
     packets: Vec<Slot>,
     sealed: bool,
 }
@@ -127,12 +130,12 @@ impl Burst {
     pub fn datagrams(&self) -> impl Iterator<Item = &[u8]> {
         let sealed = self.sealed;
         let slots = self.packets.iter().filter(move |_| sealed);
-        slots.map(|slot| &self.data[slot.datagram()])
+        slots.map(|slot| &self.sealed_data[slot.datagram()])
     }
 
     /// The bytes a [`Run`] points into.
     pub fn data(&self) -> &[u8] {
-        &self.data
+        &self.sealed_data
     }
 
     /// A sealed burst as sends of as many datagrams as one send takes.
@@ -168,21 +171,14 @@ impl Burst {
     /// datagram, and returns the datagram's length.
     ///
     /// This is the seam for an AEAD that seals many packets with one key at once: all slots are in
-    /// memory here, in order, in place.
+    /// memory here, in order.
     pub(super) fn seal_each(&mut self, seal: &mut dyn FnMut(&[u8], &mut [u8]) -> bool) {
-        let mut scratch = [0u8; 2048];
-        let mut large = Vec::new();
-        self.packets.retain(|slot| {
-            let plain = match scratch.get_mut(..slot.padded) {
-                Some(plain) => plain,
-                None => {
-                    large.resize(slot.padded, 0);
-                    &mut large[..]
-                }
-            };
-            plain.copy_from_slice(&self.data[slot.plaintext()]);
-            seal(plain, &mut self.data[slot.datagram()])
-        });
+        if self.sealed_data.len() < self.data.len() {
+            self.sealed_data.resize(self.data.len(), 0);
+        }
+        let (data, sealed) = (&self.data, &mut self.sealed_data);
+        self.packets
+            .retain(|slot| seal(&data[slot.plaintext()], &mut sealed[slot.datagram()]));
         self.sealed = true;
     }
 
@@ -205,7 +201,9 @@ impl Burst {
 
     /// Bytes of memory held.
     pub fn capacity(&self) -> usize {
-        self.data.capacity() + self.packets.capacity() * size_of::<Slot>()
+        self.data.capacity()
+            + self.sealed_data.capacity()
+            + self.packets.capacity() * size_of::<Slot>()
     }
 }
 
