@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use relay_engine::burst::{Inbox, Outgoing, merge};
 use relay_engine::sessions::Sessions;
 use relay_tunnel::datagram::Datagram;
 use tokio::net::UdpSocket;
@@ -24,9 +25,10 @@ const IDLE_DNS: Duration = Duration::from_secs(30);
 const DNS: u16 = 53;
 /// Flows of all peers. When there are more, the one that was silent for longest makes room.
 const FLOWS: usize = 4096;
-const LARGEST: usize = 65_536;
 /// Answers that may wait for the tunnel.
 const ANSWERS: usize = 256;
+/// Datagrams taken from the tunnel at a time.
+const BATCH: usize = 128;
 
 /// What a flow is known by: the peer's end, and this agent's.
 type Key = (SocketAddrV6, SocketAddrV6);
@@ -41,18 +43,20 @@ pub(crate) async fn serve<F>(
 {
     let (answers, mut outgoing) = mpsc::channel(ANSWERS);
     let mut flows = Flows::new(answers, traffic);
+    let (mut datagrams, mut run) = (Vec::new(), Vec::new());
+    let mut answers = Vec::new();
     loop {
         let expiry = flows.next_expiry();
         tokio::select! {
-            datagram = incoming.recv() => match datagram {
-                Some(datagram) => flows.deliver(datagram),
-                None => return,
+            count = incoming.recv_many(&mut datagrams, BATCH) => match count {
+                0 => return,
+                _ => flows.deliver_all(&mut datagrams, &mut run),
             },
-            Some(answer) = outgoing.recv() => {
+            _ = outgoing.recv_many(&mut answers, BATCH) => for answer in answers.drain(..) {
                 if let Err(error) = send(answer).await {
                     tracing::debug!(%error, "an answer is lost");
                 }
-            }
+            },
             () = sleep_until(expiry) => flows.sweep(Instant::now()),
         }
     }
@@ -71,12 +75,13 @@ struct Flows {
     other: Sessions<Key, Flow>,
     answers: mpsc::Sender<Datagram>,
     traffic: Arc<Traffic>,
-    /// One buffer for all: it is used only between two awaits.
-    buffer: Arc<Mutex<Vec<u8>>>,
+    /// One for all: it is used only between two awaits.
+    inbox: Arc<Mutex<Inbox>>,
 }
 
 struct Flow {
     socket: Arc<UdpSocket>,
+    outgoing: Outgoing,
     state: Arc<State>,
     counted: Counted,
     reader: AbortHandle,
@@ -100,6 +105,32 @@ impl State {
     }
 }
 
+/// What became of datagrams for an app.
+enum Sent {
+    /// So many were sent, or lost as UDP may lose them.
+    Taken(usize),
+    /// None: the app is not there.
+    Refused,
+}
+
+impl Flow {
+    /// Sends the first of `payloads`, and what goes with it.
+    fn send(&mut self, payloads: &[Bytes]) -> Sent {
+        if self.state.refused.load(Ordering::Relaxed) {
+            return Sent::Refused;
+        }
+        let count = match self.outgoing.send(&self.socket, None, payloads) {
+            Ok(count) => count,
+            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => return Sent::Refused,
+            Err(_) => 1,
+        };
+        for payload in &payloads[..count] {
+            self.counted.counts.received(payload.len());
+        }
+        Sent::Taken(count)
+    }
+}
+
 impl Drop for Flow {
     fn drop(&mut self) {
         self.reader.abort();
@@ -113,36 +144,52 @@ impl Flows {
             other: Sessions::new(FLOWS, IDLE),
             answers,
             traffic,
-            buffer: Arc::new(Mutex::new(vec![0; LARGEST])),
+            inbox: Arc::default(),
         }
     }
 
-    /// Hands a peer's datagram to its app. An app that is not there is nobody's error: UDP may
-    /// lose anything.
-    fn deliver(&mut self, datagram: Datagram) {
-        let Datagram {
-            source,
-            destination,
-            payload,
-        } = datagram;
-        let (key, now) = ((source, destination), Instant::now());
-        if let Some(flow) = self.table(destination.port()).get(&key, now) {
-            let sent = flow.socket.try_send(&payload);
-            flow.counted.counts.received(payload.len());
-            if !is_refused(&sent) && !flow.state.refused.load(Ordering::Relaxed) {
-                return;
+    /// Hands datagrams to their apps, those side by side of one flow together. `run` is room to work.
+    fn deliver_all(&mut self, datagrams: &mut Vec<Datagram>, run: &mut Vec<Bytes>) {
+        let mut datagrams = datagrams.drain(..).peekable();
+        while let Some(first) = datagrams.next() {
+            let key = (first.source, first.destination);
+            run.push(first.payload);
+            let same = |next: &Datagram| (next.source, next.destination) == key;
+            while let Some(next) = datagrams.next_if(same) {
+                run.push(next.payload);
             }
-            self.table(destination.port()).remove(&key);
+            self.deliver(key, run, Instant::now());
+            run.clear();
         }
-        match open(destination.port(), &payload) {
-            Ok(socket) => {
-                let flow = self.start(key, socket, now);
-                flow.counted.counts.received(payload.len());
-                self.table(destination.port()).insert(key, flow, now);
-            }
-            Err(error) => {
-                tracing::debug!(%source, port = destination.port(), %error, "a datagram is lost");
-            }
+    }
+
+    /// Hands a flow's datagrams to its app. An app that is not there is nobody's error: UDP may lose
+    /// anything.
+    fn deliver(&mut self, key: Key, mut payloads: &[Bytes], now: Instant) {
+        let port = key.1.port();
+        while let Some(first) = payloads.first() {
+            let sent = match self.table(port).get(&key, now) {
+                Some(flow) => flow.send(payloads),
+                None => Sent::Refused,
+            };
+            let count = match sent {
+                Sent::Taken(count) => count,
+                Sent::Refused => {
+                    self.table(port).remove(&key);
+                    match open(port, first) {
+                        Ok(socket) => {
+                            let flow = self.start(key, socket, now);
+                            flow.counted.counts.received(first.len());
+                            self.table(port).insert(key, flow, now);
+                        }
+                        Err(error) => {
+                            tracing::debug!(source = %key.0, port, %error, "a datagram is lost");
+                        }
+                    }
+                    1
+                }
+            };
+            payloads = &payloads[count..];
         }
     }
 
@@ -183,10 +230,11 @@ impl Flows {
             Arc::clone(&state),
             Arc::clone(&counted.counts),
             self.answers.clone(),
-            Arc::clone(&self.buffer),
+            Arc::clone(&self.inbox),
         );
         Flow {
             socket,
+            outgoing: Outgoing::default(),
             state,
             counted,
             reader: tokio::spawn(reader).abort_handle(),
@@ -200,28 +248,32 @@ async fn read_answers(
     state: Arc<State>,
     counts: Arc<Counts>,
     answers: mpsc::Sender<Datagram>,
-    buffer: Arc<Mutex<Vec<u8>>>,
+    inbox: Arc<Mutex<Inbox>>,
 ) {
+    let mut batch = Vec::new();
     loop {
         if socket.readable().await.is_err() {
             return;
         }
         let received = {
-            let mut buffer = buffer.lock().unwrap_or_else(PoisonError::into_inner);
-            let count = socket.try_recv(&mut buffer);
-            count.map(|count| Bytes::copy_from_slice(&buffer[..count]))
+            let mut inbox = inbox.lock().unwrap_or_else(PoisonError::into_inner);
+            inbox.receive(&socket, |_, answer| {
+                batch.push(Bytes::copy_from_slice(answer))
+            })
         };
         match received {
-            Ok(payload) => {
+            Ok(()) => {
                 state.note_answer(Instant::now());
-                counts.sent(payload.len());
-                let answer = Datagram {
-                    source: own,
-                    destination: peer,
-                    payload,
-                };
-                if answers.send(answer).await.is_err() {
-                    return;
+                for payload in batch.drain(..) {
+                    counts.sent(payload.len());
+                    let answer = Datagram {
+                        source: own,
+                        destination: peer,
+                        payload,
+                    };
+                    if answers.send(answer).await.is_err() {
+                        return;
+                    }
                 }
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
@@ -231,10 +283,6 @@ async fn read_answers(
             }
         }
     }
-}
-
-fn is_refused(sent: &io::Result<usize>) -> bool {
-    matches!(sent, Err(error) if error.kind() == io::ErrorKind::ConnectionRefused)
 }
 
 /// Opens a socket to the app and sends the first datagram. Loopback tells at once when nothing
@@ -254,6 +302,7 @@ fn open_at(app: SocketAddr, first: &[u8]) -> io::Result<UdpSocket> {
     let socket = std::net::UdpSocket::bind(SocketAddr::new(app.ip(), 0))?;
     socket.set_nonblocking(true)?;
     relay_engine::deepen(&socket);
+    merge(&socket);
     socket.connect(app)?;
     if socket.local_addr()? == app {
         return Err(io::ErrorKind::ConnectionRefused.into());
@@ -278,7 +327,7 @@ mod tests {
         for loopback in LOOPBACKS {
             let (app, port) = app(loopback).await;
             let (mut flows, mut answers) = flows();
-            flows.deliver(datagram(peer(1), port, b"question"));
+            deliver(&mut flows, datagram(peer(1), port, b"question"));
             let (data, from) = receive(&app).await;
             assert_eq!(data, b"question");
             app.send_to(b"answer", from).await.unwrap();
@@ -294,7 +343,7 @@ mod tests {
         let (mut flows, _answers) = flows();
         let mut seen = Vec::new();
         for number in [1, 2, 1] {
-            flows.deliver(datagram(peer(number), port, b"x"));
+            deliver(&mut flows, datagram(peer(number), port, b"x"));
             seen.push(receive(&app).await.1);
         }
         assert_ne!(seen[0], seen[1]);
@@ -306,7 +355,7 @@ mod tests {
         let (app, port) = app(LOOPBACKS[0]).await;
         let (mut flows, mut answers) = flows();
         let data = vec![9; 65_507];
-        flows.deliver(datagram(peer(1), port, &data));
+        deliver(&mut flows, datagram(peer(1), port, &data));
         let (received, from) = receive(&app).await;
         assert_eq!(received, data);
         app.send_to(&received, from).await.unwrap();
@@ -318,9 +367,9 @@ mod tests {
         let (first, port) = app(LOOPBACKS[0]).await;
         drop(first);
         let (mut flows, _answers) = flows();
-        flows.deliver(datagram(peer(1), port, b"lost"));
+        deliver(&mut flows, datagram(peer(1), port, b"lost"));
         let late = UdpSocket::bind((LOOPBACKS[1], port)).await.unwrap();
-        flows.deliver(datagram(peer(1), port, b"found"));
+        deliver(&mut flows, datagram(peer(1), port, b"found"));
         assert_eq!(receive(&late).await.0, b"found");
     }
 
@@ -328,13 +377,13 @@ mod tests {
     async fn an_app_that_moves_to_the_other_family_is_found() {
         let (first, port) = app(LOOPBACKS[0]).await;
         let (mut flows, _answers) = flows();
-        flows.deliver(datagram(peer(1), port, b"here"));
+        deliver(&mut flows, datagram(peer(1), port, b"here"));
         receive(&first).await;
         drop(first);
         let moved = UdpSocket::bind((LOOPBACKS[1], port)).await.unwrap();
-        flows.deliver(datagram(peer(1), port, b"lost"));
+        deliver(&mut flows, datagram(peer(1), port, b"lost"));
         tokio::time::sleep(Duration::from_millis(20)).await;
-        flows.deliver(datagram(peer(1), port, b"found"));
+        deliver(&mut flows, datagram(peer(1), port, b"found"));
         assert_eq!(receive(&moved).await.0, b"found");
     }
 
@@ -342,14 +391,18 @@ mod tests {
     async fn a_silent_flow_ends_and_an_answered_one_stays() {
         let (_app, port) = app(LOOPBACKS[0]).await;
         let (mut flows, _answers) = flows();
-        flows.deliver(datagram(peer(1), port, b"x"));
-        flows.deliver(datagram(peer(2), port, b"x"));
+        deliver(&mut flows, datagram(peer(1), port, b"x"));
+        deliver(&mut flows, datagram(peer(2), port, b"x"));
         let later = Instant::now() + IDLE;
         let answered = flows.other.get(&(peer(2), own(port)), Instant::now());
         answered.unwrap().state.note_answer(later);
         flows.sweep(later + Duration::from_secs(1));
         assert!(flows.other.get(&(peer(1), own(port)), later).is_none());
         assert!(flows.other.get(&(peer(2), own(port)), later).is_some());
+    }
+
+    fn deliver(flows: &mut Flows, datagram: Datagram) {
+        flows.deliver_all(&mut vec![datagram], &mut Vec::new());
     }
 
     fn flows() -> (Flows, Answers) {
@@ -373,7 +426,7 @@ mod tests {
     }
 
     async fn receive(app: &UdpSocket) -> (Vec<u8>, SocketAddr) {
-        let mut buffer = vec![0; LARGEST];
+        let mut buffer = vec![0; 65_536];
         let received = tokio::time::timeout(Duration::from_secs(5), app.recv_from(&mut buffer));
         let (count, from) = received.await.unwrap().unwrap();
         buffer.truncate(count);

@@ -4,6 +4,7 @@
 //! What the bytes mean and where the sockets come from is not known here.
 
 pub mod accept;
+pub mod burst;
 mod ebpf;
 mod end;
 mod epoll;

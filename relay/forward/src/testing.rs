@@ -67,14 +67,17 @@ impl Way for Here {
 }
 
 impl Flow for UdpSocket {
-    async fn send(&self, payload: &[u8]) -> io::Result<()> {
-        UdpSocket::send(self, payload).await.map(drop)
+    async fn send(&self, payload: Bytes) -> io::Result<()> {
+        UdpSocket::send(self, &payload).await.map(drop)
     }
 
-    async fn receive(&mut self) -> Option<Bytes> {
+    async fn receive(&mut self, datagrams: &mut Vec<Bytes>, _limit: usize) -> usize {
         let mut buffer = vec![0; 65_535];
-        let length = self.recv(&mut buffer).await.ok()?;
+        let Ok(length) = self.recv(&mut buffer).await else {
+            return 0;
+        };
         buffer.truncate(length);
-        Some(buffer.into())
+        datagrams.push(buffer.into());
+        1
     }
 }

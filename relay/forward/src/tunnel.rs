@@ -160,14 +160,14 @@ impl Way for Tunnel {
 }
 
 impl Flow for TunnelFlow {
-    async fn send(&self, payload: &[u8]) -> io::Result<()> {
+    async fn send(&self, payload: Bytes) -> io::Result<()> {
         TunnelFlow::send(self, payload)
             .await
             .map_err(io::Error::other)
     }
 
-    async fn receive(&mut self) -> Option<Bytes> {
-        self.recv().await
+    async fn receive(&mut self, datagrams: &mut Vec<Bytes>, limit: usize) -> usize {
+        self.recv_many(datagrams, limit).await
     }
 }
 

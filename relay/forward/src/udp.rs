@@ -11,11 +11,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
+use relay_engine::burst::{Inbox, Outgoing, merge};
 use relay_engine::sessions::Sessions;
 use relay_engine::steer::{self, Arrived};
 use relay_wire::spec::Proto;
 use tokio::net::UdpSocket;
-use tokio::sync::mpsc;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
@@ -27,13 +28,18 @@ use crate::way::{Flow, Way, reason};
 const IDLE: Duration = Duration::from_secs(120);
 /// Clients of one socket at a time; the one that was silent for longest makes room.
 const CLIENTS: usize = 1024;
-/// Datagrams of one client that wait for the tunnel; more are dropped, as UDP does.
-const QUEUE: usize = 256;
+/// Datagrams of one client that wait for the tunnel; more are dropped, as UDP does. Where processes
+/// take turns on a processor a wait is some milliseconds, of a hundred datagrams each.
+const QUEUE: usize = 1024;
+/// Bytes that wait for the tunnel, of all clients of a socket.
+const WAITING: usize = 8 << 20;
+/// Datagrams of one client that go on at a time.
+const BATCH: usize = 64;
 const LARGEST: usize = 65_535;
 
 thread_local! {
-    /// Where the flows of this thread receive: one buffer for all of them.
-    static SCRATCH: RefCell<Box<[u8]>> = RefCell::new(vec![0; LARGEST].into());
+    /// Where this thread receives, from all sockets.
+    static INBOX: RefCell<Inbox> = RefCell::default();
 }
 
 /// Serves a socket until it breaks or its forward is taken down. Dropping the future ends all its
@@ -60,55 +66,27 @@ pub(crate) async fn serve<W: Way>(socket: UdpSocket, place: Place, way: W, repor
 }
 
 async fn run<W: Way>(door: Door, way: &W, idle: Duration) -> io::Result<()> {
-    // Flows end by themselves, so nothing here has to expire.
-    let mut clients = Sessions::<Client, Known>::new(CLIENTS, idle);
-    let mut flows = JoinSet::new();
-    let mut buffer = vec![0; LARGEST];
+    let mut clients = Clients::new(idle);
+    if !matches!(door.place.leads, Leads::By(_)) {
+        merge(&door.socket);
+    }
+    let (mut scratch, mut arrived) = (Vec::new(), Vec::new());
     loop {
         tokio::select! {
-            received = door.receive(&mut buffer) => {
-                let (length, client) = match received {
-                    Ok(received) => received,
+            received = door.receive(&mut scratch, &mut arrived) => {
+                match received {
+                    Ok(()) => {}
                     Err(error) if is_about_a_client(&error) => continue,
                     Err(error) => return Err(error),
-                };
+                }
                 let now = std::time::Instant::now();
-                let payload = Bytes::copy_from_slice(&buffer[..length]);
-                let known = clients.get(&client, now).filter(|known| !known.queue.is_closed());
-                let queue = match known {
-                    Some(known) => known.queue.clone(),
-                    None => {
-                        let opened = door.open(&client, way);
-                        let (answers, flow) = match opened {
-                            Ok(opened) => opened,
-                            Err(error) => {
-                                tracing::debug!(reason = reason(&error), "datagram dropped");
-                                continue;
-                            }
-                        };
-                        let (queue, datagrams) = mpsc::channel(QUEUE);
-                        let busy = Arc::new(AtomicBool::new(false));
-                        note_busy(&mut clients, now);
-                        let known = Known { client, queue: queue.clone(), busy: busy.clone() };
-                        clients.insert(client, known, now);
-                        let entry = door.place.entry.clone();
-                        let ends = Ends { answers, busy, flow, entry };
-                        flows.spawn(async move {
-                            carry(ends, datagrams, idle).await;
-                            client
-                        });
-                        queue
-                    }
-                };
-                let _ = queue.try_send(payload);
+                for (client, payload) in arrived.drain(..) {
+                    clients.take(client, payload, (&door, way), now);
+                }
             }
-            Some(ended) = flows.join_next() => {
-                // The entry may belong to a later flow of the same client by now.
+            Some(ended) = clients.flows.join_next() => {
                 if let Ok(client) = ended {
-                    let now = std::time::Instant::now();
-                    if clients.get(&client, now).is_some_and(|known| known.queue.is_closed()) {
-                        clients.remove(&client);
-                    }
+                    clients.forget(client);
                 }
             }
         }
@@ -125,24 +103,112 @@ struct Client {
 /// A client that has a flow.
 struct Known {
     client: Client,
-    queue: mpsc::Sender<Bytes>,
+    queue: mpsc::Sender<Waiting>,
     /// Datagrams arrived at the flow's own socket lately.
     busy: Arc<AtomicBool>,
 }
 
-/// Before a client has to make room: what arrives at the sockets of flows does not pass the table.
-fn note_busy(clients: &mut Sessions<Client, Known>, now: std::time::Instant) {
-    if clients.len() < CLIENTS {
-        return;
+/// A datagram that waits for the tunnel, and the room that it takes meanwhile.
+struct Waiting {
+    payload: Bytes,
+    _room: OwnedSemaphorePermit,
+}
+
+/// The clients of a socket, and their flows.
+struct Clients {
+    known: Sessions<Client, Known>,
+    flows: JoinSet<Client>,
+    /// Bytes that may still wait in their queues.
+    room: Arc<Semaphore>,
+    idle: Duration,
+}
+
+impl Clients {
+    fn new(idle: Duration) -> Self {
+        Self {
+            // Flows end by themselves, so nothing here has to expire.
+            known: Sessions::new(CLIENTS, idle),
+            flows: JoinSet::new(),
+            room: Arc::new(Semaphore::new(WAITING)),
+            idle,
+        }
     }
-    let lately = |known: &&Known| known.busy.swap(false, Ordering::Relaxed);
-    let busy: Vec<_> = clients
-        .values()
-        .filter(lately)
-        .map(|known| known.client)
-        .collect();
-    for client in busy {
-        clients.get(&client, now);
+
+    /// Hands a datagram to its client's flow, which is opened by the first.
+    fn take<W: Way>(
+        &mut self,
+        client: Client,
+        payload: Bytes,
+        (door, way): (&Door, &W),
+        now: std::time::Instant,
+    ) {
+        // No datagram has more bytes than fit.
+        let Ok(room) = (self.room.clone()).try_acquire_many_owned(payload.len() as u32) else {
+            return;
+        };
+        let waiting = Waiting {
+            payload,
+            _room: room,
+        };
+        let known = self.known.get(&client, now);
+        if let Some(known) = known.filter(|known| !known.queue.is_closed()) {
+            let _ = known.queue.try_send(waiting);
+            return;
+        }
+        let (answers, flow) = match door.open(&client, way) {
+            Ok(opened) => opened,
+            Err(error) => {
+                tracing::debug!(reason = reason(&error), "datagram dropped");
+                return;
+            }
+        };
+        let (queue, datagrams) = mpsc::channel(QUEUE);
+        let _ = queue.try_send(waiting);
+        let busy = Arc::new(AtomicBool::new(false));
+        self.note_busy(now);
+        let known = Known {
+            client,
+            queue,
+            busy: busy.clone(),
+        };
+        self.known.insert(client, known, now);
+        let entry = door.place.entry.clone();
+        let ends = Ends {
+            answers,
+            busy,
+            flow,
+            entry,
+        };
+        let idle = self.idle;
+        self.flows.spawn(async move {
+            carry(ends, datagrams, idle).await;
+            client
+        });
+    }
+
+    /// Before a client has to make room: what arrives at the sockets of flows does not pass the table.
+    fn note_busy(&mut self, now: std::time::Instant) {
+        if self.known.len() < CLIENTS {
+            return;
+        }
+        let lately = |known: &&Known| known.busy.swap(false, Ordering::Relaxed);
+        let busy: Vec<_> = self
+            .known
+            .values()
+            .filter(lately)
+            .map(|known| known.client)
+            .collect();
+        for client in busy {
+            self.known.get(&client, now);
+        }
+    }
+
+    /// A flow ended. The entry may belong to a later one of the same client by now.
+    fn forget(&mut self, client: Client) {
+        let known = self.known.get(&client, std::time::Instant::now());
+        if known.is_some_and(|known| known.queue.is_closed()) {
+            self.known.remove(&client);
+        }
     }
 }
 
@@ -153,16 +219,27 @@ struct Door {
 }
 
 impl Door {
-    async fn receive(&self, buffer: &mut [u8]) -> io::Result<(usize, Client)> {
+    /// Waits for datagrams, and appends them with who sent each.
+    async fn receive(
+        &self,
+        scratch: &mut Vec<u8>,
+        arrived: &mut Vec<(Client, Bytes)>,
+    ) -> io::Result<()> {
         match &self.place.leads {
             Leads::To(_) | Leads::Socket(_) => {
-                let (length, from) = self.socket.recv_from(buffer).await?;
                 let port = self.place.address.port();
-                Ok((length, Client { from, port }))
+                receive(&self.socket, |from, payload| {
+                    arrived.push((Client { from, port }, payload));
+                })
+                .await
             }
             Leads::By(_) => {
-                let Arrived { length, from, port } = steer::receive(&self.socket, buffer).await?;
-                Ok((length, Client { from, port }))
+                scratch.resize(LARGEST, 0);
+                let first = steer::receive(&self.socket, scratch).await?;
+                let Arrived { length, from, port } = first;
+                let payload = Bytes::copy_from_slice(&scratch[..length]);
+                arrived.push((Client { from, port }, payload));
+                Ok(())
             }
         }
     }
@@ -175,6 +252,7 @@ impl Door {
                 let remote = remote.ok_or(io::ErrorKind::AddrNotAvailable)?;
                 let local = SocketAddrV4::new(address, client.port);
                 let own = steer::answering(local, client.from)?;
+                merge(&own);
                 Ok((Answers::Own(own), way.open_flow(remote)?))
             }
             (Leads::To(remote), _) => {
@@ -182,6 +260,22 @@ impl Door {
                 Ok((answers, way.open_flow(*remote)?))
             }
             (Leads::By(_) | Leads::Socket(_), _) => Err(io::ErrorKind::Unsupported.into()),
+        }
+    }
+}
+
+/// Waits for datagrams at a socket and hands out those that are there.
+async fn receive(socket: &UdpSocket, mut each: impl FnMut(SocketAddr, Bytes)) -> io::Result<()> {
+    loop {
+        socket.readable().await?;
+        let received = INBOX.with_borrow_mut(|inbox| {
+            inbox.receive(socket, |from, payload| {
+                each(from, Bytes::copy_from_slice(payload))
+            })
+        });
+        match received {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            received => return received,
         }
     }
 }
@@ -195,26 +289,23 @@ enum Answers {
 
 impl Answers {
     /// A client that takes nothing loses datagrams, as on any network.
-    fn send(&self, payload: &[u8]) {
-        let _ = match self {
-            Self::Shared(socket, client) => socket.try_send_to(payload, *client),
-            Self::Own(socket) => socket.try_send(payload),
-        };
+    fn send(&self, outgoing: &mut Outgoing, mut payloads: &[Bytes]) {
+        while !payloads.is_empty() {
+            let sent = match self {
+                Self::Shared(socket, client) => outgoing.send(socket, Some(*client), payloads),
+                Self::Own(socket) => outgoing.send(socket, None, payloads),
+            };
+            payloads = &payloads[sent.unwrap_or(1)..];
+        }
     }
 
-    /// The next datagram that did not come through the door.
-    async fn receive(&self) -> io::Result<Bytes> {
+    /// Appends datagrams that did not come through the door.
+    async fn receive(&self, datagrams: &mut Vec<Bytes>) -> io::Result<()> {
         let Self::Own(socket) = self else {
             return pending().await;
         };
         loop {
-            socket.readable().await?;
-            let received = SCRATCH.with_borrow_mut(|scratch| -> io::Result<Bytes> {
-                let length = socket.try_recv(scratch)?;
-                Ok(Bytes::copy_from_slice(&scratch[..length]))
-            });
-            match received {
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            match receive(socket, |_, payload| datagrams.push(payload)).await {
                 Err(error) if is_about_a_client(&error) => {}
                 received => return received,
             }
@@ -232,26 +323,37 @@ struct Ends<F> {
 }
 
 /// One client's flow, until it is silent, evicted, or the tunnel closes.
-async fn carry<F: Flow>(mut ends: Ends<F>, mut datagrams: mpsc::Receiver<Bytes>, idle: Duration) {
+async fn carry<F: Flow>(mut ends: Ends<F>, mut datagrams: mpsc::Receiver<Waiting>, idle: Duration) {
     let mut last = Instant::now();
     let silence = tokio::time::sleep(idle);
     tokio::pin!(silence);
+    let mut outgoing = Outgoing::default();
+    // What came through the door, and what did not.
+    let (mut asked, mut direct) = (Vec::new(), Vec::new());
+    let mut answered = Vec::new();
     loop {
-        let payload = tokio::select! {
-            datagram = datagrams.recv() => {
-                let Some(payload) = datagram else { break };
-                payload
+        tokio::select! {
+            count = datagrams.recv_many(&mut asked, BATCH) => {
+                if count == 0 {
+                    break;
+                }
             }
-            datagram = ends.answers.receive() => {
-                let Ok(payload) = datagram else { break };
+            received = ends.answers.receive(&mut direct) => {
+                if received.is_err() {
+                    break;
+                }
                 ends.busy.store(true, Ordering::Relaxed);
-                payload
             }
-            answer = ends.flow.receive() => {
-                let Some(payload) = answer else { break };
+            count = ends.flow.receive(&mut answered, BATCH) => {
+                if count == 0 {
+                    break;
+                }
                 last = Instant::now();
-                ends.entry.received(payload.len());
-                ends.answers.send(&payload);
+                for payload in &answered {
+                    ends.entry.received(payload.len());
+                }
+                ends.answers.send(&mut outgoing, &answered);
+                answered.clear();
                 continue;
             }
             () = &mut silence => {
@@ -261,11 +363,14 @@ async fn carry<F: Flow>(mut ends: Ends<F>, mut datagrams: mpsc::Receiver<Bytes>,
                 silence.as_mut().reset(last + idle);
                 continue;
             }
-        };
+        }
         last = Instant::now();
-        ends.entry.sent(payload.len());
-        if let Err(error) = ends.flow.send(&payload).await {
-            tracing::debug!(reason = reason(&error), "datagram dropped");
+        let asked = asked.drain(..).map(|waiting| waiting.payload);
+        for payload in asked.chain(direct.drain(..)) {
+            ends.entry.sent(payload.len());
+            if let Err(error) = ends.flow.send(payload).await {
+                tracing::debug!(reason = reason(&error), "datagram dropped");
+            }
         }
     }
 }
@@ -282,6 +387,9 @@ fn is_about_a_client(error: &io::Error) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use relay_tunnel::endpoint::EarlyData;
+    use tokio::net::TcpStream;
+
     use super::*;
     use crate::testing::{Here, entry};
 
@@ -346,6 +454,82 @@ mod tests {
         let client = UdpSocket::bind("127.0.0.1:0").await.unwrap();
         for size in [0, 1, 1232, 1233, 9000, 65_507] {
             assert_eq!(ask(&client, forward, &vec![7; size]).await.len(), size);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_crowd_of_datagrams_passes_in_order() {
+        let forward = forwarded(&Here::default(), IDLE).await;
+        let client = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        let datagram = |n: u8| vec![n; 100 + usize::from(n) / 40];
+        for n in 0..=200 {
+            client.send_to(&datagram(n), forward).await.unwrap();
+        }
+        let mut buffer = vec![0; LARGEST];
+        for n in 0..=200 {
+            let answer = tokio::time::timeout(Duration::from_secs(5), client.recv(&mut buffer));
+            let length = answer.await.expect("an answer").unwrap();
+            assert_eq!(buffer[..length], datagram(n));
+        }
+    }
+
+    /// A tunnel that takes nothing.
+    #[derive(Clone)]
+    struct Stuck;
+
+    impl Way for Stuck {
+        type Flow = Stuck;
+
+        async fn connect(&self, _: u16, _: &[u8]) -> io::Result<(TcpStream, usize)> {
+            pending().await
+        }
+
+        fn early_data(&self) -> Option<EarlyData> {
+            None
+        }
+
+        fn open_flow(&self, _: u16) -> io::Result<Stuck> {
+            Ok(Stuck)
+        }
+    }
+
+    impl Flow for Stuck {
+        async fn send(&self, _: Bytes) -> io::Result<()> {
+            pending().await
+        }
+
+        async fn receive(&mut self, _: &mut Vec<Bytes>, _: usize) -> usize {
+            pending().await
+        }
+    }
+
+    #[tokio::test]
+    async fn what_waits_for_the_tunnel_is_bounded_over_all_clients() {
+        let door = Door {
+            socket: Arc::new(UdpSocket::bind("127.0.0.1:0").await.unwrap()),
+            place: Place {
+                address: "127.0.0.1:1".parse().unwrap(),
+                leads: Leads::To(1),
+                entry: entry("udp://1"),
+            },
+        };
+        let mut clients = Clients::new(IDLE);
+        let room = clients.room.clone();
+        let large = Bytes::from(vec![0; 60_000]);
+        for n in 0..400 {
+            let from = SocketAddr::from(([127, 0, 0, 1], 5000 + n % 4));
+            let client = Client { from, port: 1 };
+            clients.take(
+                client,
+                large.clone(),
+                (&door, &Stuck),
+                std::time::Instant::now(),
+            );
+        }
+        assert!(room.available_permits() < large.len());
+        drop(clients);
+        while room.available_permits() < WAITING {
+            tokio::task::yield_now().await;
         }
     }
 

@@ -61,10 +61,15 @@ pub(crate) trait Way: Clone + Send + Sync + 'static {
 
 /// Datagrams to one UDP port of the workspace, and those that come back.
 pub(crate) trait Flow: Send + Sync + 'static {
-    fn send(&self, payload: &[u8]) -> impl Future<Output = io::Result<()>> + Send;
+    fn send(&self, payload: Bytes) -> impl Future<Output = io::Result<()>> + Send;
 
-    /// The next datagram that came back; nothing when the flow is over.
-    fn receive(&mut self) -> impl Future<Output = Option<Bytes>> + Send;
+    /// Appends datagrams that came back, `limit` at most, and returns how many: none when the flow is
+    /// over.
+    fn receive(
+        &mut self,
+        datagrams: &mut Vec<Bytes>,
+        limit: usize,
+    ) -> impl Future<Output = usize> + Send;
 }
 
 /// Where connections go now. Changes when the agent goes, comes back, or is another one.

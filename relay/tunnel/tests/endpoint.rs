@@ -280,7 +280,7 @@ async fn datagrams_echo(pair: &Pair) {
     let mut flow = pair.client.endpoint.open_flow(remote).unwrap();
     for size in [0, 1, 2, 511, 1232, 1233, 1400, 9000, 32_768, 65_507] {
         let payload: Vec<u8> = (0..size).map(|n| (n * 3) as u8).collect();
-        flow.send(&payload).await.unwrap();
+        flow.send(payload.clone().into()).await.unwrap();
         let got = tokio::time::timeout(PATIENCE, flow.recv())
             .await
             .unwrap()
@@ -325,8 +325,8 @@ async fn a_large_datagram_to_a_peer_without_fragments_is_dropped_and_said_once()
         .endpoint
         .open_flow(SocketAddrV6::new(AGENT, 53, 0, 0))
         .unwrap();
-    flow.send(&[0; 1233]).await.unwrap();
-    flow.send(&[0; 1233]).await.unwrap();
+    flow.send(vec![0; 1233].into()).await.unwrap();
+    flow.send(vec![0; 1233].into()).await.unwrap();
     let warning = event(&mut pair.client.events, |event| {
         matches!(event, Event::Warning(_))
     })

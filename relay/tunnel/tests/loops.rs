@@ -239,7 +239,7 @@ async fn datagrams_go_by_the_loop_of_their_peer() {
             .unwrap();
         for size in [1, 1232, 9000] {
             let payload = vec![number as u8; size];
-            flow.send(&payload).await.unwrap();
+            flow.send(payload.clone().into()).await.unwrap();
             let got = tokio::time::timeout(PATIENCE, flow.recv()).await.unwrap();
             assert_eq!(got.unwrap(), payload);
         }

@@ -12,9 +12,10 @@ use super::{Datagram, MAX_PAYLOAD};
 use crate::Error;
 
 /// Datagrams a flow keeps for a reader that is slow; later ones are dropped, as UDP does.
-const FLOW_QUEUE: usize = 256;
-/// Datagrams that wait for the server of this end, or for the loop.
-const QUEUE: usize = 512;
+const FLOW_QUEUE: usize = 1024;
+/// Datagrams that wait for the server of this end, or for the loop. Where processes take turns on a
+/// processor a wait is some milliseconds, of a hundred datagrams each.
+const QUEUE: usize = 1024;
 /// Source ports of flows.
 const FIRST_PORT: u16 = 49_152;
 
@@ -171,12 +172,12 @@ impl Flow {
     }
 
     /// Sends one datagram. Waits while the tunnel is busy.
-    pub async fn send(&self, payload: &[u8]) -> Result<(), Error> {
-        check_size(payload)?;
+    pub async fn send(&self, payload: Bytes) -> Result<(), Error> {
+        check_size(&payload)?;
         let datagram = Datagram {
             source: self.local,
             destination: self.remote,
-            payload: Bytes::copy_from_slice(payload),
+            payload,
         };
         let out = self.out.to(*self.remote.ip());
         out.send(datagram).await.map_err(|_| Error::Closed)
@@ -185,6 +186,12 @@ impl Flow {
     /// The next datagram of the peer; `None` when the tunnel is closed.
     pub async fn recv(&mut self) -> Option<Bytes> {
         self.received.recv().await
+    }
+
+    /// Appends what the peer sent, `limit` datagrams at most, and returns how many there were: one at
+    /// least, none when the tunnel is closed.
+    pub async fn recv_many(&mut self, datagrams: &mut Vec<Bytes>, limit: usize) -> usize {
+        self.received.recv_many(datagrams, limit).await
     }
 }
 

@@ -143,7 +143,7 @@ fn unfinished_packets_are_bounded_in_number_and_time() {
 async fn a_flow_gets_what_its_peer_sends_and_nothing_else() {
     let (datagrams, mut outbox, delivery) = Datagrams::new(*end(1, 0).ip());
     let mut flow = datagrams.open_flow(end(2, 53)).unwrap();
-    flow.send(b"question").await.unwrap();
+    flow.send(Bytes::from_static(b"question")).await.unwrap();
     let sent = outbox.recv().await.unwrap();
     assert_eq!((sent.source, sent.destination), (flow.local(), end(2, 53)));
     assert!(!delivery.deliver(end(3, 53), flow.local(), b"forged"));
@@ -168,6 +168,9 @@ async fn flows_have_ports_of_their_own_and_sizes_are_checked() {
     let mut ports: Vec<_> = flows.iter().map(|flow| flow.local().port()).collect();
     ports.dedup();
     assert_eq!(ports.len(), 100);
-    let error = flows[0].send(&payload(MAX_PAYLOAD + 1)).await.unwrap_err();
+    let error = flows[0]
+        .send(payload(MAX_PAYLOAD + 1).into())
+        .await
+        .unwrap_err();
     assert!(error.to_string().contains("65507"));
 }

@@ -6,10 +6,11 @@ mod sys;
 mod tests;
 
 use std::collections::HashSet;
-use std::io;
+use std::io::{self, IoSlice};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
 use std::os::fd::{AsFd, OwnedFd};
 
+use relay_engine::burst;
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
@@ -21,6 +22,8 @@ pub const MAX_SEGMENTS: usize = 64;
 /// Most bytes in one `UDP_SEGMENT` send: an IPv4 datagram's payload.
 pub const MAX_BURST: usize = 65_507;
 
+/// Messages of one receive.
+const MESSAGES: usize = 8;
 /// The largest message the kernel merges, and so the room for each.
 const RECEIVE_ROOM: usize = 65_536;
 /// What the receive buffer should hold: bursts of 64 KiB arrive faster than one loop turn.
@@ -189,14 +192,14 @@ impl UdpSocket {
         each: &mut dyn FnMut(SocketAddr, &[u8], usize),
     ) -> io::Result<usize> {
         if buffers.data.is_empty() {
-            buffers.data = vec![0; RECEIVE_ROOM * sys::BATCH];
+            buffers.data = vec![0; RECEIVE_ROOM * MESSAGES];
         }
-        let mut messages = [None; sys::BATCH];
+        let mut messages = [None; MESSAGES];
         let mut got = 0;
         let outcome = self.fd.try_io(Interest::READABLE, |fd| {
-            got = sys::receive(fd.as_fd(), &mut buffers.data, RECEIVE_ROOM, &mut messages)?;
+            got = burst::receive(fd.as_fd(), &mut buffers.data, RECEIVE_ROOM, &mut messages)?;
             // Less than asked for: it is empty, and needs no further look to know that.
-            if got < sys::BATCH {
+            if got < MESSAGES {
                 return Err(io::ErrorKind::WouldBlock.into());
             }
             Ok(())
@@ -209,7 +212,7 @@ impl UdpSocket {
             .take(got)
             .zip(buffers.data.chunks(RECEIVE_ROOM))
         {
-            if let Some(message) = message {
+            if let Some(message) = message.filter(|message| message.len > 0) {
                 each(message.from, &data[..message.len], message.segment);
             }
         }
@@ -218,7 +221,7 @@ impl UdpSocket {
 
     /// Sends one datagram.
     pub fn try_send(&self, to: SocketAddr, datagram: &[u8]) -> io::Result<()> {
-        sys::send(self.fd.as_fd(), self.dual, to, datagram, 0).map(|_| ())
+        self.send(to, datagram, 0)
     }
 
     /// Sends `data` as datagrams of `segment` bytes, the last may be shorter; at most
@@ -236,9 +239,9 @@ impl UdpSocket {
         }
         let size = u16::try_from(segment).unwrap_or(u16::MAX);
         if self.segmentation && !self.plain.contains(&to) {
-            match sys::send(self.fd.as_fd(), self.dual, to, data, size) {
-                Ok(_) => return Ok(()),
-                Err(error) if !may_be_the_offload(&error) => return Err(error),
+            match self.send(to, data, size) {
+                Ok(()) => return Ok(()),
+                Err(error) if !burst::may_be_the_offload(&error) => return Err(error),
                 Err(error) => {
                     self.send_each(to, data, segment)?;
                     // Only the burst failed, so it is the offload and not the path.
@@ -266,17 +269,21 @@ impl UdpSocket {
         self.coalescing
     }
 
+    /// On a socket for both families an IPv4 address is written as an IPv6 one.
+    fn send(&self, to: SocketAddr, data: &[u8], segment: u16) -> io::Result<()> {
+        let to = match to {
+            SocketAddr::V4(v4) if self.dual => {
+                SocketAddrV6::new(v4.ip().to_ipv6_mapped(), v4.port(), 0, 0).into()
+            }
+            other => other,
+        };
+        burst::send(self.fd.as_fd(), Some(to), &[IoSlice::new(data)], segment).map(|_| ())
+    }
+
     fn send_each(&self, to: SocketAddr, data: &[u8], segment: usize) -> io::Result<()> {
         data.chunks(segment)
             .try_for_each(|datagram| self.try_send(to, datagram))
     }
-}
-
-fn may_be_the_offload(error: &io::Error) -> bool {
-    matches!(
-        error.raw_os_error(),
-        Some(libc::EIO | libc::EINVAL | libc::EMSGSIZE | libc::EOPNOTSUPP)
-    )
 }
 
 fn open(domain: Domain, port: u16) -> io::Result<Socket> {
