@@ -20,7 +20,7 @@ const LARGEST_PADDED: usize = 256;
 /// sealed form in the same place of a second buffer.
 #[derive(Debug, Default)]
 pub struct Burst {
-    data: Vec<u8>,
+    plain: Vec<u8>,
     /// As long as the longest burst so far.
     sealed_data: Vec<u8>,
     packets: Vec<Slot>,
@@ -70,28 +70,28 @@ impl Burst {
     /// Adds a packet. Only before the burst is sealed.
     pub fn push(&mut self, packet: &[u8]) {
         debug_assert!(!self.sealed, "a sealed burst takes no more packets");
-        self.data.resize(self.data.len() + HEAD, 0);
+        self.plain.resize(self.plain.len() + HEAD, 0);
         let slot = Slot {
-            start: self.data.len(),
+            start: self.plain.len(),
             len: packet.len(),
             padded: padded(packet.len()),
         };
         self.packets.push(slot);
-        self.data.extend_from_slice(packet);
-        self.data.resize(slot.datagram().end, 0);
+        self.plain.extend_from_slice(packet);
+        self.plain.resize(slot.datagram().end, 0);
     }
 
     /// Room for a packet of `len` bytes, to be written in place. Only before the burst is sealed.
     pub fn room(&mut self, len: usize) -> &mut [u8] {
         debug_assert!(!self.sealed, "a sealed burst takes no more packets");
         let slot = Slot {
-            start: self.data.len() + HEAD,
+            start: self.plain.len() + HEAD,
             len,
             padded: padded(len),
         };
         self.packets.push(slot);
-        self.data.resize(slot.datagram().end, 0);
-        &mut self.data[slot.packet()]
+        self.plain.resize(slot.datagram().end, 0);
+        &mut self.plain[slot.packet()]
     }
 
     /// Number of packets.
@@ -111,19 +111,19 @@ impl Burst {
 
     /// Bytes the burst takes, headers and tags included.
     pub fn bytes(&self) -> usize {
-        self.data.len()
+        self.plain.len()
     }
 
     /// Forgets the packets and keeps the memory.
     pub fn clear(&mut self) {
-        self.data.clear();
+        self.plain.clear();
         self.packets.clear();
         self.sealed = false;
     }
 
     /// The packets of a burst that is not sealed.
     pub fn packets(&self) -> impl Iterator<Item = &[u8]> {
-        self.packets.iter().map(|slot| &self.data[slot.packet()])
+        self.packets.iter().map(|slot| &self.plain[slot.packet()])
     }
 
     /// The datagrams of a sealed burst.
@@ -173,35 +173,35 @@ impl Burst {
     /// This is the seam for an AEAD that seals many packets with one key at once: all slots are in
     /// memory here, in order.
     pub(super) fn seal_each(&mut self, seal: &mut dyn FnMut(&[u8], &mut [u8]) -> bool) {
-        if self.sealed_data.len() < self.data.len() {
-            self.sealed_data.resize(self.data.len(), 0);
+        if self.sealed_data.len() < self.plain.len() {
+            self.sealed_data.resize(self.plain.len(), 0);
         }
-        let (data, sealed) = (&self.data, &mut self.sealed_data);
+        let (plain, sealed) = (&self.plain, &mut self.sealed_data);
         self.packets
-            .retain(|slot| seal(&data[slot.plaintext()], &mut sealed[slot.datagram()]));
+            .retain(|slot| seal(&plain[slot.plaintext()], &mut sealed[slot.datagram()]));
         self.sealed = true;
     }
 
     /// Drops the oldest packets until the burst takes at most `limit` bytes.
     pub fn keep_newest(&mut self, limit: usize) {
-        if self.data.len() <= limit {
+        if self.plain.len() <= limit {
             return;
         }
         let mut kept = Burst::default();
-        let surplus = self.data.len() - limit;
+        let surplus = self.plain.len() - limit;
         for slot in self
             .packets
             .iter()
             .filter(|slot| slot.start - HEAD >= surplus)
         {
-            kept.push(&self.data[slot.packet()]);
+            kept.push(&self.plain[slot.packet()]);
         }
         *self = kept;
     }
 
     /// Bytes of memory held.
     pub fn capacity(&self) -> usize {
-        self.data.capacity()
+        self.plain.capacity()
             + self.sealed_data.capacity()
             + self.packets.capacity() * size_of::<Slot>()
     }
