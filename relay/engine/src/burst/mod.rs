@@ -43,7 +43,7 @@ pub struct Inbox {
 }
 
 impl Inbox {
-    /// Takes what waits at a socket, [`MESSAGES`] messages at most, and hands out each datagram with
+    /// Takes what waits at a socket, 16 messages at most, and hands out each datagram with
     /// its sender.
     ///
     /// # Errors
