@@ -81,7 +81,8 @@ impl Driver {
         })
     }
 
-    /// Has two sockets joined, of which so much was read before. When the thread is gone they come back at once.
+    /// Has two sockets joined, of which so much was read before. When the thread is gone they come
+    /// back at once.
     pub(super) fn carry(
         &self,
         ends: [OwnedFd; 2],

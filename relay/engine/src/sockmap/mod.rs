@@ -4,8 +4,8 @@
 //!
 //! Both sockets are relay's own; no socket of an application is ever touched. Joined are connections
 //! that have shown themselves long, as to join one takes time, and whose ends are near, as the
-//! window that this takes is small; until then, and else, readiness carries them. It rests on details that the kernel does not promise, so it is tried before it is
-//! used ([`trial`]).
+//! window that this takes is small; until then, and else, readiness carries them. It rests on details
+//! that the kernel does not promise, so it is tried before it is used ([`trial`]).
 
 mod direction;
 mod driver;
