@@ -2,8 +2,10 @@
 //! the processor's time of the thread that has the pumps, and by that of the whole machine, which
 //! has to be quiet for it. `docs/engines.md` has figures.
 
+mod support;
+
 use std::io::{Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpStream;
 use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -12,8 +14,8 @@ use criterion::measurement::WallTime;
 use criterion::{
     BenchmarkGroup, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main,
 };
-use nix::unistd::{SysconfVar, sysconf};
 use relay_engine::{Engine, pump};
+use support::{machine_time, tcp_pair};
 
 const BULK: usize = 16 << 20;
 const MESSAGE: usize = 64;
@@ -267,32 +269,4 @@ impl Pumps {
         let nanoseconds = times.split(' ').next().expect("it has three words");
         Duration::from_nanos(nanoseconds.parse().expect("it is a number"))
     }
-}
-
-/// How long all processors were busy since the machine started (proc_stat(5)): in steps of a tick,
-/// 10 ms as a rule.
-fn machine_time() -> Duration {
-    let counts = std::fs::read_to_string("/proc/stat").expect("the kernel counts");
-    let all = counts.lines().next().expect("it has a line");
-    let counts: Vec<u64> = all
-        .split(' ')
-        .filter_map(|word| word.parse().ok())
-        .collect();
-    let [user, nice, system, _idle, _iowait, irq, softirq, ..] = counts[..] else {
-        panic!("it has ten numbers: {all}");
-    };
-    let ticks = (user + nice + system + irq + softirq) as f64;
-    let in_a_second = sysconf(SysconfVar::CLK_TCK).ok().flatten().unwrap_or(100);
-    Duration::from_secs_f64(ticks / in_a_second as f64)
-}
-
-fn tcp_pair() -> (TcpStream, TcpStream) {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("loopback has a free port");
-    let address = listener.local_addr().expect("a listener has an address");
-    let near = TcpStream::connect(address).expect("the listener is there");
-    let (far, _) = listener.accept().expect("the connection is there");
-    for stream in [&near, &far] {
-        stream.set_nodelay(true).expect("TCP has this option");
-    }
-    (near, far)
 }

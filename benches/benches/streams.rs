@@ -6,16 +6,18 @@
 
 #![allow(clippy::print_stdout)]
 
+mod support;
+
 use std::fmt;
 use std::io::{Read, Write};
-use std::net::{Shutdown, TcpListener, TcpStream};
+use std::net::{Shutdown, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use nix::unistd::{SysconfVar, sysconf};
 use relay_engine::{Engine, pump};
+use support::{in_ticks, machine_time, tcp_pair};
 
 /// What applications write and read at once.
 const WRITTEN: usize = 64 << 10;
@@ -290,20 +292,6 @@ impl fmt::Display for Spread {
     }
 }
 
-/// How long all processors were busy since the machine started (proc_stat(5)).
-fn machine_time() -> Duration {
-    let counts = std::fs::read_to_string("/proc/stat").expect("the kernel counts");
-    let all = counts.lines().next().expect("it has a line");
-    let counts: Vec<u64> = all
-        .split(' ')
-        .filter_map(|word| word.parse().ok())
-        .collect();
-    let [user, nice, system, _idle, _iowait, irq, softirq, ..] = counts[..] else {
-        panic!("it has ten numbers: {all}");
-    };
-    in_ticks(user + nice + system + irq + softirq)
-}
-
 /// The same of other processes that there are, the kernel's own threads aside (proc_pid_stat(5)).
 fn time_of_others() -> Duration {
     const KTHREADD: &str = "2";
@@ -324,20 +312,4 @@ fn time_of_others() -> Duration {
         (!is_kernels).then_some(ticks(11)? + ticks(12)?)
     });
     in_ticks(times.sum())
-}
-
-fn in_ticks(ticks: u64) -> Duration {
-    let in_a_second = sysconf(SysconfVar::CLK_TCK).ok().flatten().unwrap_or(100);
-    Duration::from_secs_f64(ticks as f64 / in_a_second as f64)
-}
-
-fn tcp_pair() -> (TcpStream, TcpStream) {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("loopback has a free port");
-    let address = listener.local_addr().expect("a listener has an address");
-    let near = TcpStream::connect(address).expect("the listener is there");
-    let (far, _) = listener.accept().expect("the connection is there");
-    for stream in [&near, &far] {
-        stream.set_nodelay(true).expect("TCP has this option");
-    }
-    (near, far)
 }

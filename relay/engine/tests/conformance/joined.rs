@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use relay_engine::{Ending, Engine, Side, abort, connections_joined, pump};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::time::timeout;
 
 use crate::support::{Pieces, end_of, ended, exchange, meet, pumped, tcp_pair, write_until_stuck};
@@ -32,18 +32,27 @@ fn both_families_are_joined() {
 
 /// Moves some megabytes on connections, one after the other, until one of them was joined.
 async fn both_ways_until_joined(near: &str, engine: Engine) {
-    let near = TcpListener::bind(near).await.unwrap();
-    let far = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    for _ in 0..ATTEMPTS {
-        let (mut left, a) = meet(&near).await;
-        let (b, mut right) = meet(&far).await;
-        let before = connections_joined();
+    until_joined(near, async |mut left, a, b, mut right| {
         let pump = tokio::spawn(pump(a, b, engine));
         // One that has ended on one side already is not joined.
         left.write_all(b"first").await.unwrap();
         right.read_exact(&mut [0; 5]).await.unwrap();
         exchange(&mut left, &mut right, (8 << 20, 8 << 20), 4, Pieces::Random).await;
         assert_eq!(ended(pump).await.end, Ending::Finished);
+    })
+    .await;
+}
+
+/// Does `work` with an application's socket, the two that an engine gets, and another application's,
+/// until two were joined.
+async fn until_joined(near: &str, work: impl AsyncFn(TcpStream, TcpStream, TcpStream, TcpStream)) {
+    let near = TcpListener::bind(near).await.unwrap();
+    let far = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    for _ in 0..ATTEMPTS {
+        let (left, a) = meet(&near).await;
+        let (b, right) = meet(&far).await;
+        let before = connections_joined();
+        work(left, a, b, right).await;
         if connections_joined() > before {
             return;
         }
@@ -55,14 +64,9 @@ async fn both_ways_until_joined(near: &str, engine: Engine) {
 #[test]
 fn what_was_read_before_is_not_sent_again() {
     run(Engine::Sockmap, Runtime::OneThread, |engine| async move {
-        let near = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let far = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        for _ in 0..ATTEMPTS {
-            let (mut left, mut a) = meet(&near).await;
-            let (b, mut right) = meet(&far).await;
+        until_joined("127.0.0.1:0", async |mut left, mut a, b, mut right| {
             left.write_all(b"greeting and more").await.unwrap();
             a.read_exact(&mut [0; 8]).await.unwrap();
-            let before = connections_joined();
             let pump = tokio::spawn(pump(a, b, engine));
             let mut got = [0; 9];
             right.read_exact(&mut got).await.unwrap();
@@ -74,11 +78,8 @@ fn what_was_read_before_is_not_sent_again() {
             assert_eq!(got, b", and the rest");
             drop(right);
             assert_eq!(ended(pump).await.end, Ending::Finished);
-            if connections_joined() > before {
-                return;
-            }
-        }
-        panic!("none of {ATTEMPTS} connections was joined");
+        })
+        .await;
     });
 }
 
