@@ -1,0 +1,332 @@
+//! Poly1305 (RFC 8439 §2.5) over what the AEAD authenticates (§2.8), with numbers of three limbs of
+//! 44, 44 and 42 bits.
+//!
+//! Eight lanes have every eighth block each. A lane is multiplied by r⁸ from one of its blocks to
+//! the next, and in the end by the power of r that its last block has.
+
+use std::arch::x86_64::*;
+
+use super::memory::{load_back, load_front};
+
+const BLOCK: usize = 16;
+/// Bytes of one block for every lane.
+const GROUP: usize = 8 * BLOCK;
+/// Groups between two carries.
+const STRIDE: usize = 4;
+
+const LIMB: u64 = (1 << 44) - 1;
+const TOP_LIMB: u64 = (1 << 42) - 1;
+
+/// r as the key may have it (RFC 8439 §2.5).
+const CLAMP: u128 = 0x0fff_fffc_0fff_fffc_0fff_fffc_0fff_ffff;
+
+type Limbs = [u64; 3];
+type Lanes = [__m512i; 3];
+/// A factor's three limbs, and twenty times its upper two: 2¹³² is 20.
+type Factor = [__m512i; 5];
+
+/// A key of Poly1305, which is for one packet.
+pub(super) struct Mac {
+    /// r⁸, r¹⁶, r²⁴ and r³².
+    strides: [Factor; STRIDE],
+    /// The power of r that each lane needs in the end.
+    last: Factor,
+    s: u128,
+}
+
+impl Mac {
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512ifma")]
+    pub(super) fn new([r, s]: [u128; 2]) -> Self {
+        let r = r & CLAMP;
+        let limbs = [r as u64 & LIMB, (r >> 44) as u64 & LIMB, (r >> 88) as u64];
+        let r1 = broadcast(limbs);
+        let r2 = times(r1, factor(r1));
+        // The lanes have the powers 8, 4, 7, 3, 6, 2, 5 and 1, which is the order that `split`
+        // leaves the blocks in: first the lowest bit of the power less one, then the others.
+        let to_2 = choose(0b0011_0011, r2, r1);
+        let to_4 = times(to_2, factor(r2));
+        let r4 = factor(first_lane(to_4));
+        let to_4 = choose(0b0000_1111, to_4, to_2);
+        let to_8 = times(to_4, r4);
+        let r8 = first_lane(to_8);
+        let last = choose(0b0101_0101, to_8, to_4);
+
+        let r16 = times(r8, factor(r8));
+        let r24_32 = times(choose(0b0000_0001, r8, r16), factor(r16));
+        let r24 = first_lane(r24_32);
+        let r32 = last_lane(r24_32);
+        Self {
+            strides: [factor(r8), factor(r16), factor(r24), factor(r32)],
+            last: factor(last),
+            s,
+        }
+    }
+
+    /// The tag of a ciphertext.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512ifma")]
+    pub(super) fn tag(&self, text: &[u8]) -> [u8; BLOCK] {
+        // No additional data, and so many bytes of ciphertext.
+        self.tag_with(text, (text.len() as u128) << 64)
+    }
+
+    /// The tag of `text`, filled up with zeros to whole blocks, and of the block `last` behind it.
+    ///
+    /// Where the blocks do not fill groups, it is the first group that lacks some: zeros in front
+    /// change nothing.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512ifma")]
+    pub(super) fn tag_with(&self, text: &[u8], last: u128) -> [u8; BLOCK] {
+        let last = _mm512_set_epi64((last >> 64) as i64, last as i64, 0, 0, 0, 0, 0, 0);
+        let blocks = text.len().div_ceil(BLOCK) + 1;
+        let lacking = blocks.next_multiple_of(8) - blocks;
+        let sum = if blocks <= 8 {
+            one_group(text, lacking, last)
+        } else {
+            self.groups(text, lacking, last)
+        };
+        let mut product = Product::zero();
+        product.add(sum, self.last);
+        finish(product.total(), self.s)
+    }
+
+    /// The sum of each lane over two groups or more.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512ifma")]
+    fn groups(&self, text: &[u8], lacking: usize, last: __m512i) -> Lanes {
+        let (first, text) = text.split_at(GROUP - BLOCK * lacking);
+        let (low, high) = first.split_at(first.len().saturating_sub(64));
+        let mut sum = split(load_back(low), load_back(high), lacking);
+
+        let (groups, rest) = text.as_chunks::<GROUP>();
+        let (low, high) = rest.split_at(64);
+        let rest = split(load_back(low), load_front(high, last), 0);
+        let (strides, groups) = groups.as_chunks::<STRIDE>();
+        for [a, b, c, d] in strides {
+            sum = self.stride(sum, [whole(a), whole(b), whole(c), whole(d)]);
+        }
+        match groups {
+            [a, b, c] => self.stride(sum, [whole(a), whole(b), whole(c), rest]),
+            [a, b] => self.stride(sum, [whole(a), whole(b), rest]),
+            [a] => self.stride(sum, [whole(a), rest]),
+            _ => self.stride(sum, [rest]),
+        }
+    }
+
+    /// Moves on by `N` groups.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512ifma")]
+    fn stride<const N: usize>(&self, sum: Lanes, groups: [Lanes; N]) -> Lanes {
+        let mut product = Product::zero();
+        product.low = groups[N - 1];
+        for (i, group) in groups[..N - 1].iter().enumerate() {
+            product.add(*group, self.strides[N - 2 - i]);
+        }
+        product.add(sum, self.strides[N - 1]);
+        product.carried()
+    }
+}
+
+/// A sum of products in each lane: of their lower 52 bits, and of those above. An upper half
+/// belongs 52 bits above its lower one, which is 8 bits above the next limb.
+struct Product {
+    low: Lanes,
+    high: Lanes,
+}
+
+impl Product {
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    fn zero() -> Self {
+        Self {
+            low: [_mm512_setzero_si512(); 3],
+            high: [_mm512_setzero_si512(); 3],
+        }
+    }
+
+    /// Adds a product; up to four may be added, of numbers with limbs that are carried.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512ifma")]
+    fn add(&mut self, a: Lanes, [r0, r1, r2, s1, s2]: Factor) {
+        let rows = [[r0, s2, s1], [r1, r0, s2], [r2, r1, r0]];
+        for (limb, row) in rows.into_iter().enumerate() {
+            for (a, b) in a.into_iter().zip(row) {
+                self.low[limb] = _mm512_madd52lo_epu64(self.low[limb], a, b);
+                self.high[limb] = _mm512_madd52hi_epu64(self.high[limb], a, b);
+            }
+        }
+    }
+
+    /// The limbs without their upper halves, of up to 56 bits.
+    ///
+    /// Four products leave less than 2³⁹ in the topmost upper half and less than 2⁴² in the others,
+    /// so that what is multiplied here stays below 2⁵².
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512ifma")]
+    fn joined(&self) -> Lanes {
+        // 2¹⁴⁰ is 5 · 2¹⁰.
+        let top = _mm512_set1_epi64(5 << 10);
+        let next = _mm512_set1_epi64(1 << 8);
+        [
+            _mm512_madd52lo_epu64(self.low[0], self.high[2], top),
+            _mm512_madd52lo_epu64(self.low[1], self.high[0], next),
+            _mm512_madd52lo_epu64(self.low[2], self.high[1], next),
+        ]
+    }
+
+    /// Limbs of 44, 44 and 42 bits; the lowest may be 2¹⁷ greater.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512ifma")]
+    fn carried(&self) -> Lanes {
+        let limb = _mm512_set1_epi64(LIMB as i64);
+        let [a, b, c] = self.joined();
+        let b = _mm512_add_epi64(b, _mm512_srli_epi64::<44>(a));
+        let c = _mm512_add_epi64(c, _mm512_srli_epi64::<44>(b));
+        let a = _mm512_and_si512(a, limb);
+        let carry = _mm512_srli_epi64::<42>(c);
+        [
+            _mm512_madd52lo_epu64(a, carry, _mm512_set1_epi64(5)),
+            _mm512_and_si512(b, limb),
+            _mm512_and_si512(c, _mm512_set1_epi64(TOP_LIMB as i64)),
+        ]
+    }
+
+    /// The sum of the lanes, not carried.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512ifma")]
+    fn total(&self) -> Limbs {
+        let [a, b, c] = self.joined();
+        [
+            _mm512_reduce_add_epi64(a) as u64,
+            _mm512_reduce_add_epi64(b) as u64,
+            _mm512_reduce_add_epi64(c) as u64,
+        ]
+    }
+}
+
+/// The limbs of eight blocks, in the order 0, 4, 1, 5, 2, 6, 3, 7. The first `lacking` of them are
+/// none, and are zero.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn split(first: __m512i, second: __m512i, lacking: usize) -> Lanes {
+    let limb = _mm512_set1_epi64(LIMB as i64);
+    let order = _mm512_setr_epi64(0, 4, 1, 5, 2, 6, 3, 7);
+    let there = _mm512_cmpge_epi64_mask(order, _mm512_set1_epi64(lacking as i64));
+    // Bit 128 of a block.
+    let end = _mm512_maskz_set1_epi64(there, 1 << 40);
+    let low = _mm512_unpacklo_epi64(first, second);
+    let high = _mm512_unpackhi_epi64(first, second);
+    let middle = _mm512_or_si512(_mm512_srli_epi64::<44>(low), _mm512_slli_epi64::<20>(high));
+    [
+        _mm512_and_si512(low, limb),
+        _mm512_and_si512(middle, limb),
+        _mm512_or_si512(_mm512_srli_epi64::<24>(high), end),
+    ]
+}
+
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw")]
+fn whole(group: &[u8; GROUP]) -> Lanes {
+    let (first, second) = group.split_at(64);
+    split(load_back(first), load_back(second), 0)
+}
+
+/// A text of at most seven blocks, and the last block.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw")]
+fn one_group(text: &[u8], lacking: usize, last: __m512i) -> Lanes {
+    let mut group = [0; GROUP];
+    group[BLOCK * lacking..][..text.len()].copy_from_slice(text);
+    let (first, second) = group.split_at(64);
+    let second = _mm512_or_si512(load_back(second), last);
+    split(load_back(first), second, lacking)
+}
+
+/// The product in each lane.
+#[inline]
+#[target_feature(enable = "avx512f,avx512ifma")]
+fn times(a: Lanes, b: Factor) -> Lanes {
+    let mut product = Product::zero();
+    product.add(a, b);
+    product.carried()
+}
+
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn factor([a, b, c]: Lanes) -> Factor {
+    [a, b, c, twenty_times(b), twenty_times(c)]
+}
+
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn twenty_times(lanes: __m512i) -> __m512i {
+    let five_times = _mm512_add_epi64(lanes, _mm512_slli_epi64::<2>(lanes));
+    _mm512_slli_epi64::<2>(five_times)
+}
+
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn broadcast([a, b, c]: Limbs) -> Lanes {
+    [
+        _mm512_set1_epi64(a as i64),
+        _mm512_set1_epi64(b as i64),
+        _mm512_set1_epi64(c as i64),
+    ]
+}
+
+/// The lanes of `a` where `lanes` has a bit, else those of `b`.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn choose(lanes: u8, a: Lanes, b: Lanes) -> Lanes {
+    [
+        _mm512_mask_mov_epi64(b[0], lanes, a[0]),
+        _mm512_mask_mov_epi64(b[1], lanes, a[1]),
+        _mm512_mask_mov_epi64(b[2], lanes, a[2]),
+    ]
+}
+
+/// The first lane in every lane.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn first_lane([a, b, c]: Lanes) -> Lanes {
+    [
+        _mm512_broadcastq_epi64(_mm512_castsi512_si128(a)),
+        _mm512_broadcastq_epi64(_mm512_castsi512_si128(b)),
+        _mm512_broadcastq_epi64(_mm512_castsi512_si128(c)),
+    ]
+}
+
+/// The last lane in every lane.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn last_lane([a, b, c]: Lanes) -> Lanes {
+    let last = _mm512_set1_epi64(7);
+    [
+        _mm512_permutexvar_epi64(last, a),
+        _mm512_permutexvar_epi64(last, b),
+        _mm512_permutexvar_epi64(last, c),
+    ]
+}
+
+/// The sum modulo 2¹³⁰ − 5, and `s` added to it modulo 2¹²⁸.
+fn finish(sum: Limbs, s: u128) -> [u8; BLOCK] {
+    let [a, b, c] = carry(carry(sum));
+    // The sum less the prime, if that is not negative.
+    let low = a + 5;
+    let middle = b + (low >> 44);
+    let high = (c + (middle >> 44)).wrapping_sub(1 << 42);
+    let keep = (high >> 63).wrapping_neg();
+    let select = |kept: u64, reduced: u64| u128::from((kept & keep) | (reduced & !keep));
+    let sum =
+        select(a, low & LIMB) | select(b, middle & LIMB) << 44 | select(c, high & TOP_LIMB) << 88;
+    sum.wrapping_add(s).to_le_bytes()
+}
+
+/// The second time, the limbs have no more than their bits.
+fn carry([a, b, c]: Limbs) -> Limbs {
+    let b = b + (a >> 44);
+    let c = c + (b >> 44);
+    let a = (a & LIMB) + 5 * (c >> 42);
+    [a & LIMB, (b & LIMB) + (a >> 44), c & TOP_LIMB]
+}
