@@ -97,7 +97,7 @@ impl Driver {
                 self.disco.insert(tx, done);
             }
             Command::Stats { peer, done } => {
-                let _ = done.send(self.stats(peer).ok_or(Error::UnknownPeer));
+                let _ = done.send(self.stats(peer, now).ok_or(Error::UnknownPeer));
             }
             Command::Survey { done } => {
                 let _ = done.send(self.paths.survey());
@@ -192,13 +192,13 @@ impl Driver {
         }
     }
 
-    fn stats(&mut self, peer: PeerId) -> Option<PeerStats> {
+    fn stats(&mut self, peer: PeerId, now: Instant) -> Option<PeerStats> {
         let index = self.peers.index_of_id(peer)?;
         let slot = self.peers.get_mut(index)?;
         Some(PeerStats {
             sent: slot.sent,
             received: slot.received,
-            handshake_age: slot.wireguard.handshake_age(),
+            handshake_age: slot.wireguard.handshake_age(now),
             mtu: slot.mtu,
             rejected: slot.wireguard.rejected(),
             oversize: slot.oversize,

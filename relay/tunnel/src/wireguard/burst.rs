@@ -167,11 +167,8 @@ impl Burst {
         })
     }
 
-    /// Replaces every packet by its sealed form: `seal` gets the packet and the room for the
-    /// datagram, and returns the datagram's length.
-    ///
-    /// This is the seam for an AEAD that seals many packets with one key at once: all slots are in
-    /// memory here, in order.
+    /// Replaces every packet by its sealed form, in order: `seal` gets the packet with its padding and
+    /// the room for the datagram, and says whether it filled it; if not, the packet is dropped.
     pub(super) fn seal_each(&mut self, seal: &mut dyn FnMut(&[u8], &mut [u8]) -> bool) {
         if self.sealed_data.len() < self.plain.len() {
             self.sealed_data.resize(self.plain.len(), 0);
@@ -253,10 +250,9 @@ impl Opened {
         *self = Opened::default();
     }
 
-    /// Room for opening a datagram of `len` bytes.
+    /// Room for what a message with `len` sealed bytes carries.
     pub(super) fn room(&mut self, len: usize) -> &mut [u8] {
-        // boringtun wants room for a handshake message even where it opens a short datagram.
-        let end = self.used + len.max(super::peer::LARGEST_HANDSHAKE);
+        let end = self.used + len;
         if self.data.len() < end {
             self.data.resize(end.next_power_of_two().max(64 * 1024), 0);
         }

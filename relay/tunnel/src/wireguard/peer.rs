@@ -1,36 +1,28 @@
-//! One WireGuard peer: keys, handshake, timers and the check that a packet comes from an address
-//! of its sender. boringtun does the cryptography; retries and the pace of timers are decided here.
+//! One WireGuard peer: sessions, handshakes, timers and the check that a packet comes from an address
+//! of its sender (WireGuard paper, §6).
 
 use std::net::{IpAddr, Ipv6Addr};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use boringtun::noise::{Tunn, TunnResult};
-use boringtun::x25519;
+use boringtun::noise::TunnResult;
+use boringtun::noise::rate_limiter::RateLimiter;
 
-use super::{Burst, Identity, Opened};
+use super::handshake::Handshake;
+use super::message::{self, CookieReply, Data, Message};
+use super::noise::Statics;
+use super::session::Sessions;
+use super::{Burst, Identity, OVERHEAD, Opened, source};
 
-/// Bytes of the largest handshake message.
-pub(super) const LARGEST_HANDSHAKE: usize = 148;
-
-/// How often boringtun looks at its clock while packets flow.
-const TICK: Duration = Duration::from_millis(250);
-/// After this much silence no timer but the keepalive's can fire.
-const QUIET: Duration = Duration::from_secs(16);
 /// The pace of keepalives, and of attempts that nobody answered for long.
+pub(super) const KEEPALIVE: Duration = Duration::from_secs(KEEPALIVE_SECONDS as u64);
 const KEEPALIVE_SECONDS: u16 = 25;
-const KEEPALIVE: Duration = Duration::from_secs(KEEPALIVE_SECONDS as u64);
-/// Waits between the first attempts of a handshake: a lost first message should not cost the five
-/// seconds of the standard. The last value goes on.
-const RETRIES: [Duration; 4] = [
-    Duration::from_millis(500),
-    Duration::from_secs(1),
-    Duration::from_secs(2),
-    Duration::from_secs(5),
-];
-/// After this long without an answer, attempts come at the pace of keepalives.
-const GIVE_UP: Duration = Duration::from_secs(90);
 /// The shortest pause between two first messages of a handshake to one peer.
 const SHORTEST_RETRY: Duration = Duration::from_millis(100);
+/// After this long without an answer to what was sent the peer is asked for new keys.
+const SILENCE: Duration = Duration::from_secs(15);
+/// What the peer sent is answered within this time, by an empty message if need be.
+const PASSIVE_KEEPALIVE: Duration = Duration::from_secs(10);
 
 /// What is decided about a peer when it is installed.
 #[derive(Debug, Clone)]
@@ -60,29 +52,22 @@ pub struct PlainOptions {
 
 /// A WireGuard peer.
 pub struct Peer {
-    tunn: Box<Tunn>,
+    handshake: Handshake,
+    sessions: Sessions,
+    limiter: Arc<RateLimiter>,
     options: PeerOptions,
     /// The source addresses of its packets are checked by whoever gets them.
     any_source: bool,
     keepalive: Option<Duration>,
+    keepalive_at: Option<Instant>,
     /// Datagrams that only the peer can have sent, and when the last came.
     authentic: u64,
     last_authentic: Option<Instant>,
-    /// A session exists, so packets can be sealed.
-    ready: bool,
-    handshake: Option<Attempt>,
-    last_tick: Instant,
-    last_activity: Option<Instant>,
-    keepalive_at: Option<Instant>,
+    /// When the first packet was sent after the last datagram came.
+    sent_unanswered: Option<Instant>,
+    /// When the first packet came after the last was sent.
+    received_unanswered: Option<Instant>,
     rejected: u64,
-}
-
-/// A handshake that waits for its answer.
-#[derive(Debug, Clone, Copy)]
-struct Attempt {
-    first: Instant,
-    last: Instant,
-    count: usize,
 }
 
 impl Peer {
@@ -119,26 +104,19 @@ impl Peer {
         seconds: Option<u16>,
         now: Instant,
     ) -> Peer {
-        let tunn = Tunn::new(
-            identity.secret.clone(),
-            x25519::PublicKey::from(options.key),
-            preshared,
-            seconds,
-            options.index,
-            Some(identity.limiter.clone()),
-        );
+        let statics = Statics::new(identity.secret.clone(), options.key, preshared);
         let keepalive = seconds.map(|seconds| Duration::from_secs(seconds.into()));
         Peer {
-            tunn: Box::new(tunn),
+            handshake: Handshake::new(statics, identity.clock, identity.draw, options.index),
+            sessions: Sessions::default(),
+            limiter: identity.limiter.clone(),
             any_source: false,
             keepalive,
+            keepalive_at: keepalive.map(|keepalive| now + keepalive),
             authentic: 0,
             last_authentic: None,
-            ready: false,
-            handshake: None,
-            last_tick: now,
-            last_activity: None,
-            keepalive_at: keepalive.map(|keepalive| now + keepalive),
+            sent_unanswered: None,
+            received_unanswered: None,
             rejected: 0,
             options,
         }
@@ -166,12 +144,13 @@ impl Peer {
 
     /// Whether packets can be sealed now.
     pub fn is_ready(&self) -> bool {
-        self.ready
+        self.sessions.is_ready()
     }
 
     /// Time since the keys in use were agreed.
-    pub fn handshake_age(&self) -> Option<Duration> {
-        self.tunn.time_since_last_handshake()
+    pub fn handshake_age(&self, now: Instant) -> Option<Duration> {
+        let established = self.sessions.established()?;
+        Some(now.saturating_duration_since(established))
     }
 
     /// Packets dropped because their source address was not the peer's.
@@ -196,7 +175,7 @@ impl Peer {
 
     /// Since when a handshake waits for its answer.
     pub fn unanswered_since(&self) -> Option<Instant> {
-        self.handshake.map(|attempt| attempt.first)
+        self.handshake.attempt().map(|attempt| attempt.first)
     }
 
     /// Seals all packets of a burst. False when there are no keys yet: the burst is untouched then,
@@ -207,18 +186,19 @@ impl Peer {
         now: Instant,
         replies: &mut Vec<Vec<u8>>,
     ) -> bool {
-        self.catch_up(now, replies);
-        if !self.ready {
+        self.sessions.expire(now);
+        let Some(session) = self.sessions.current() else {
             return false;
+        };
+        burst.seal_each(&mut |packet, room| session.seal(packet, room));
+        if !burst.is_empty() {
+            let is_old = session.is_old_for_sending(now);
+            self.received_unanswered = None;
+            self.sent_unanswered.get_or_insert(now);
+            if is_old {
+                self.initiate_unless_under_way(now, replies);
+            }
         }
-        self.last_activity = Some(now);
-        let tunn = &mut self.tunn;
-        burst.seal_each(&mut |packet, room| {
-            matches!(
-                tunn.encapsulate(packet, room),
-                TunnResult::WriteToNetwork(_)
-            )
-        });
         true
     }
 
@@ -231,12 +211,12 @@ impl Peer {
         replies: &mut Vec<Vec<u8>>,
         mut before: impl FnMut(&Burst),
     ) -> bool {
-        self.catch_up(now, replies);
+        self.sessions.expire(now);
         for burst in bursts {
             if burst.is_empty() {
                 continue;
             }
-            if self.ready {
+            if self.is_ready() {
                 before(burst);
             }
             if !self.seal_burst(burst, now, replies) {
@@ -257,202 +237,207 @@ impl Peer {
         opened: &mut Opened,
         replies: &mut Vec<Vec<u8>>,
     ) -> bool {
-        self.catch_up(now, replies);
-        let (was_ready, authentic) = (self.ready, self.authentic);
+        self.sessions.expire(now);
+        let was_ready = self.is_ready();
         for datagram in data.chunks(segment.max(1)) {
-            self.open(datagram, from, opened, replies);
+            let is_authentic = match Message::parse(datagram) {
+                Some(Message::Data(data)) => self.open(data, now, opened),
+                Some(Message::CookieReply(reply)) => {
+                    self.take_cookie(reply, now);
+                    // It proves that somebody knows this end's key and saw its message, no more.
+                    false
+                }
+                Some(message) => self.take_handshake(message, datagram, from, now, replies),
+                None => false,
+            };
+            if is_authentic {
+                self.authentic += 1;
+                self.last_authentic = Some(now);
+                self.sent_unanswered = None;
+            } else {
+                tracing::trace!(length = datagram.len(), "datagram proves nothing");
+            }
         }
-        if self.authentic > authentic {
-            self.last_authentic = Some(now);
+        let current = self.sessions.current();
+        if current.is_some_and(|session| session.is_old_for_receiving(now)) {
+            self.initiate_unless_under_way(now, replies);
         }
-        self.last_activity = Some(now);
-        if !self.ready {
-            self.ready = self.tunn.time_since_last_handshake().is_some();
-        }
-        self.ready && !was_ready
+        self.is_ready() && !was_ready
     }
 
-    fn open(
-        &mut self,
-        datagram: &[u8],
-        from: Option<IpAddr>,
-        opened: &mut Opened,
-        replies: &mut Vec<Vec<u8>>,
-    ) {
-        let result = self
-            .tunn
-            .decapsulate(from, datagram, opened.room(datagram.len()));
-        self.authentic += u64::from(is_authentic(datagram, &result));
-        match result {
-            TunnResult::Done => {}
-            TunnResult::WriteToTunnelV6(packet, source) => {
-                if self.any_source || self.options.addresses.contains(&source) {
-                    let len = packet.len();
-                    opened.keep(self.options.index, len);
-                } else {
-                    self.rejected += 1;
-                    tracing::debug!(%source, "packet from an address that is not the peer's dropped");
-                }
-            }
-            TunnResult::WriteToTunnelV4(packet, _) if self.any_source => {
-                let len = packet.len();
+    /// Opens a data message. False when it is not authentic.
+    fn open(&mut self, data: Data<'_>, now: Instant, opened: &mut Opened) -> bool {
+        let room = opened.room(data.sealed.len());
+        let Some((len, is_new_session)) = self.sessions.open(data, room) else {
+            return false;
+        };
+        if is_new_session {
+            self.handshake.rest();
+        }
+        if len == 0 {
+            return true;
+        }
+        self.received_unanswered.get_or_insert(now);
+        match source(&room[..len]) {
+            Some((_, len)) if self.any_source => opened.keep(self.options.index, len),
+            Some((IpAddr::V6(source), len)) if self.options.addresses.contains(&source) => {
                 opened.keep(self.options.index, len);
             }
-            TunnResult::WriteToTunnelV4(..) => self.rejected += 1,
-            TunnResult::WriteToNetwork(reply) => {
-                replies.push(reply.to_vec());
-                if is_response(datagram) {
-                    tracing::debug!(index = self.options.index, "WireGuard keys agreed");
-                    self.handshake = None;
-                    self.ready = true;
-                }
-                let mut room = [0; LARGEST_HANDSHAKE + super::OVERHEAD];
-                while let TunnResult::WriteToNetwork(reply) =
-                    self.tunn.decapsulate(None, &[], &mut room)
-                {
-                    replies.push(reply.to_vec());
-                }
+            other => {
+                self.rejected += 1;
+                let source = other.map(|(source, _)| source);
+                tracing::debug!(
+                    ?source,
+                    "packet from an address that is not the peer's dropped"
+                );
             }
-            TunnResult::Err(error) => tracing::debug!(?error, "WireGuard datagram not taken"),
+        }
+        true
+    }
+
+    /// Takes a message of a handshake. False when it is not authentic.
+    fn take_handshake(
+        &mut self,
+        message: Message<'_>,
+        datagram: &[u8],
+        from: Option<IpAddr>,
+        now: Instant,
+        replies: &mut Vec<Vec<u8>>,
+    ) -> bool {
+        let mut cookie = [0; message::COOKIE_REPLY];
+        match self.limiter.verify_packet(from, datagram, &mut cookie) {
+            Ok(_) => {}
+            Err(TunnResult::WriteToNetwork(reply)) => {
+                replies.push(reply.to_vec());
+                return false;
+            }
+            Err(_) => return false,
+        }
+        match message {
+            Message::Initiation(initiation) => {
+                let Some((session, answer)) = self.handshake.answer(initiation, now) else {
+                    return false;
+                };
+                self.sessions.add(session);
+                replies.push(answer);
+                self.received_unanswered = None;
+                true
+            }
+            Message::Response(response) => {
+                let Some(session) = self.handshake.conclude(response, now) else {
+                    return false;
+                };
+                tracing::debug!(index = self.options.index, "WireGuard keys agreed");
+                self.sessions.add(session);
+                // The peer uses the keys as soon as it knows that this end has them.
+                self.send_empty(replies);
+                true
+            }
+            Message::CookieReply(_) | Message::Data(_) => false,
+        }
+    }
+
+    fn take_cookie(&mut self, reply: CookieReply<'_>, now: Instant) {
+        if self.handshake.take_cookie(reply, now) {
+            tracing::debug!("the peer is under load, and the next handshake carries its cookie");
         }
     }
 
     /// Starts a handshake if there are no keys and none is under way; `again` repeats one that is
     /// under way, for when a path has just appeared.
     pub fn greet(&mut self, again: bool, now: Instant, replies: &mut Vec<Vec<u8>>) {
-        let wanted = match self.handshake {
-            None => !self.ready,
+        self.sessions.expire(now);
+        let wanted = match self.handshake.attempt() {
+            None => !self.is_ready(),
             Some(attempt) => again && now.duration_since(attempt.last) >= SHORTEST_RETRY,
         };
         if wanted {
-            self.catch_up(now, replies);
+            self.initiate(now, replies);
+        }
+    }
+
+    fn initiate_unless_under_way(&mut self, now: Instant, replies: &mut Vec<Vec<u8>>) {
+        if self.handshake.attempt().is_none() {
             self.initiate(now, replies);
         }
     }
 
     fn initiate(&mut self, now: Instant, replies: &mut Vec<Vec<u8>>) {
-        let mut room = [0; LARGEST_HANDSHAKE];
-        let message = self.tunn.format_handshake_initiation(&mut room, true);
-        if let TunnResult::WriteToNetwork(message) = message {
-            replies.push(message.to_vec());
-            self.note_attempt(now);
-        }
+        replies.extend(self.handshake.initiate(now));
+        self.received_unanswered = None;
+        self.sent_unanswered = None;
     }
 
-    fn note_attempt(&mut self, now: Instant) {
-        let attempt = self.handshake.get_or_insert(Attempt {
-            first: now,
-            last: now,
-            count: 0,
-        });
-        attempt.last = now;
-        attempt.count += 1;
+    /// Sends an empty packet, if there are keys.
+    fn send_empty(&mut self, replies: &mut Vec<Vec<u8>>) {
+        let Some(session) = self.sessions.current() else {
+            return;
+        };
+        let mut datagram = [0; OVERHEAD];
+        if session.seal(&[], &mut datagram) {
+            replies.push(datagram.to_vec());
+            self.received_unanswered = None;
+        }
     }
 
     /// When [`Peer::handle_timeout`] should be called next, and why.
     pub fn poll_timeout(&self) -> Option<(Instant, &'static str)> {
-        let retry = self
-            .handshake
-            .map(|attempt| (attempt.next(), "handshake retry"));
-        let active = self
-            .last_activity
-            .filter(|at| self.last_tick.saturating_duration_since(*at) < QUIET)
-            .map(|_| (self.last_tick + TICK, "WireGuard timers"));
-        let keepalive = self.keepalive_at.map(|at| (at, "keepalive"));
-        [retry, active, keepalive]
-            .into_iter()
-            .flatten()
-            .min_by_key(|(at, _)| *at)
+        let retry = self.handshake.attempt().map(|attempt| attempt.next());
+        let silence = self.sent_unanswered.map(|at| at + SILENCE);
+        let answer = self.received_unanswered.map(|at| at + PASSIVE_KEEPALIVE);
+        [
+            (retry, "handshake retry"),
+            (silence, "no answer"),
+            (answer, "nothing to answer with"),
+            (self.keepalive_at, "keepalive"),
+            (self.sessions.next_end(), "end of a session"),
+        ]
+        .into_iter()
+        .filter_map(|(at, why)| Some((at?, why)))
+        .min_by_key(|(at, _)| *at)
     }
 
     /// Does what is due: keepalives, new keys, handshake retries.
     pub fn handle_timeout(&mut self, now: Instant, replies: &mut Vec<Vec<u8>>) {
-        let due = self.poll_timeout().is_some_and(|(at, _)| at <= now);
-        if !due {
-            return;
+        self.sessions.expire(now);
+        self.retry(now, replies);
+        if self.sent_unanswered.is_some_and(|at| at + SILENCE <= now) {
+            self.sent_unanswered = None;
+            self.initiate_unless_under_way(now, replies);
         }
-        self.tick(now, replies);
-        if self.handshake.is_some_and(|attempt| attempt.next() <= now) {
-            if self.options.keepalive || self.handshake.is_some_and(|attempt| !attempt.is_old(now))
-            {
-                self.initiate(now, replies);
-            } else {
-                self.handshake = None;
-            }
+        let answer = self.received_unanswered.map(|at| at + PASSIVE_KEEPALIVE);
+        if answer.is_some_and(|at| at <= now) {
+            self.received_unanswered = None;
+            self.send_empty(replies);
         }
-    }
-
-    /// boringtun reads its clock only when its timers run, so they run before anything that comes
-    /// after a pause.
-    fn catch_up(&mut self, now: Instant, replies: &mut Vec<Vec<u8>>) {
-        if now.saturating_duration_since(self.last_tick) >= TICK {
-            self.tick(now, replies);
-        }
-    }
-
-    fn tick(&mut self, now: Instant, replies: &mut Vec<Vec<u8>>) {
-        self.last_tick = now;
         if self.keepalive_at.is_some_and(|at| at <= now) {
-            // A little later than boringtun's own, so that its is due when this one is.
-            let pace = self.keepalive.unwrap_or(KEEPALIVE);
-            self.keepalive_at = Some(now + pace + Duration::from_millis(20));
-        }
-        let mut room = [0; LARGEST_HANDSHAKE];
-        match self.tunn.update_timers(&mut room) {
-            TunnResult::WriteToNetwork(message) => {
-                if is_initiation(message) {
-                    self.note_attempt(now);
-                }
-                replies.push(message.to_vec());
+            self.keepalive_at = Some(now + self.keepalive.unwrap_or(KEEPALIVE));
+            if self.is_ready() {
+                self.send_empty(replies);
+            } else {
+                self.initiate_unless_under_way(now, replies);
             }
-            TunnResult::Err(_) if self.options.keepalive && self.handshake.is_none() => {
+        }
+    }
+
+    fn retry(&mut self, now: Instant, replies: &mut Vec<Vec<u8>>) {
+        match self.handshake.attempt() {
+            Some(attempt) if attempt.next() > now => {}
+            Some(attempt) if self.options.keepalive || !attempt.is_old(now) => {
                 self.initiate(now, replies);
             }
-            _ => {}
+            Some(_) => self.handshake.rest(),
+            None => {}
         }
-        self.ready = self.tunn.time_since_last_handshake().is_some();
     }
-}
-
-impl Attempt {
-    fn is_old(&self, now: Instant) -> bool {
-        now.saturating_duration_since(self.first) >= GIVE_UP
-    }
-
-    fn next(&self) -> Instant {
-        if self.is_old(self.last) {
-            return self.last + KEEPALIVE;
-        }
-        self.last + RETRIES[(self.count - 1).min(RETRIES.len() - 1)]
-    }
-}
-
-/// Whether a datagram that was opened so has proven that the peer sent it. A cookie, sent or taken,
-/// proves nothing.
-fn is_authentic(datagram: &[u8], result: &TunnResult<'_>) -> bool {
-    const COOKIE: Option<&u8> = Some(&3);
-    match result {
-        TunnResult::Err(_) => false,
-        TunnResult::WriteToNetwork(reply) => reply.first() != COOKIE,
-        TunnResult::Done => datagram.first() != COOKIE,
-        TunnResult::WriteToTunnelV4(..) | TunnResult::WriteToTunnelV6(..) => true,
-    }
-}
-
-fn is_initiation(message: &[u8]) -> bool {
-    message.first() == Some(&1)
-}
-
-fn is_response(message: &[u8]) -> bool {
-    message.first() == Some(&2)
 }
 
 impl std::fmt::Debug for Peer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Peer")
             .field("index", &self.options.index)
-            .field("ready", &self.ready)
-            .field("handshake", &self.handshake)
+            .field("ready", &self.is_ready())
+            .field("attempt", &self.handshake.attempt())
             .finish_non_exhaustive()
     }
 }

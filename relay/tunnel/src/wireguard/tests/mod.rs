@@ -1,5 +1,8 @@
 //! Two peers in one process, no network.
 
+mod others;
+mod timers;
+
 use std::time::{Duration, Instant};
 
 use super::*;
@@ -211,35 +214,6 @@ fn a_lost_first_message_is_repeated_soon() {
     assert_eq!(again.len(), 1);
     converse(&mut a, &mut b, again, at);
     assert!(a.peer.is_ready() && b.peer.is_ready());
-}
-
-#[test]
-fn an_idle_tunnel_wakes_only_for_its_keepalive() {
-    let (mut a, mut b, start) = connected();
-    let mut quiet = start;
-    for _ in 0..200 {
-        let Some((at, _)) = b.peer.poll_timeout() else {
-            break;
-        };
-        quiet = at;
-        b.peer.handle_timeout(at, &mut Vec::new());
-    }
-    assert!(
-        b.peer.poll_timeout().is_none(),
-        "an end without keepalive sleeps for ever"
-    );
-    assert!(quiet - start < Duration::from_secs(20));
-    while a
-        .peer
-        .poll_timeout()
-        .is_some_and(|(_, why)| why == "WireGuard timers")
-    {
-        let (at, _) = a.peer.poll_timeout().unwrap();
-        a.peer.handle_timeout(at, &mut Vec::new());
-    }
-    let (at, why) = a.peer.poll_timeout().unwrap();
-    assert_eq!(why, "keepalive");
-    assert!(at - start <= Duration::from_secs(26));
 }
 
 #[test]
