@@ -8,6 +8,7 @@ use relay_engine::Engine;
 use relay_tunnel::endpoint::StackChoice;
 use relay_tunnel::stack::{self, NetHelper, Offloads, StackOptions};
 use relay_tunnel::udp::{UdpOffloads, UdpSocket};
+use relay_tunnel::wireguard::Cipher;
 use serde::Serialize;
 
 /// Any address of the tunnel: nobody sees the device that gets it.
@@ -22,6 +23,8 @@ pub(super) struct Machine {
     pub(super) udp: Result<UdpOffloads, String>,
     /// Whether the engine works, or why not.
     pub(super) io_uring: Result<(), String>,
+    /// What seals and opens packets.
+    pub(super) cipher: Cipher,
 }
 
 /// An interface that is up.
@@ -61,6 +64,7 @@ impl Machine {
                 .map(|socket| socket.offloads())
                 .map_err(|error| error.to_string()),
             io_uring: Engine::IoUring.check().map_err(|error| error.to_string()),
+            cipher: Cipher::best(),
         }
     }
 }

@@ -63,6 +63,8 @@ struct MachineRow<'a> {
     tun_error: Option<&'a str>,
     io_uring: bool,
     io_uring_error: Option<&'a str>,
+    /// What seals and opens packets.
+    cipher: String,
     offloads: Offloads,
 }
 
@@ -145,6 +147,7 @@ pub(super) fn document(report: &Report) -> Document<'_> {
             tun_error: machine.tun.as_ref().err().map(String::as_str),
             io_uring: machine.io_uring.is_ok(),
             io_uring_error: machine.io_uring.as_ref().err().map(String::as_str),
+            cipher: machine.cipher.to_string(),
             offloads: Offloads::of(machine),
         },
         advice: advice(report),
@@ -348,6 +351,7 @@ fn machine(machine: &Machine, row: &mut impl FnMut(&str, String)) {
         ),
     );
     row("io_uring", yes(machine.io_uring.is_ok()).to_owned());
+    row("cipher", format!("ChaCha20-Poly1305 by {}", machine.cipher));
 }
 
 #[cfg(test)]
@@ -355,6 +359,7 @@ mod tests {
     use std::time::Duration;
 
     use relay_tunnel::path::{StunServer, Survey};
+    use relay_tunnel::wireguard::Cipher;
 
     use super::*;
 
@@ -388,6 +393,7 @@ mod tests {
                 tun: Ok(Default::default()),
                 udp: Ok(Default::default()),
                 io_uring: Ok(()),
+                cipher: Cipher::Ring,
             },
             interfaces: Vec::new(),
         }

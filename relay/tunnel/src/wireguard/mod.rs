@@ -25,6 +25,7 @@ use noise::Timestamp;
 
 pub use burst::{Burst, Opened, Run};
 pub use peer::{Peer, PeerOptions, PlainOptions};
+pub use relay_aead::Implementation as Cipher;
 
 /// Bytes by which a sealed packet is longer than the packet and its padding; large packets have none.
 pub const OVERHEAD: usize = 32;
