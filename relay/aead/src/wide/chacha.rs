@@ -1,11 +1,12 @@
-//! ChaCha20 (RFC 8439 §2.3, §2.4): one vector holds the same word of sixteen, or eight, consecutive
-//! blocks.
+//! ChaCha20 (RFC 8439 §2.3, §2.4): a vector holds one word of sixteen consecutive blocks, or two
+//! words of eight.
 
 use std::arch::x86_64::*;
 
 use super::memory::{load, load_front, store, store_front};
 
 const BLOCK: usize = 64;
+pub(super) const DOUBLE_ROUNDS: usize = 10;
 
 /// The four words that every state begins with.
 const CONSTANTS: [u32; 4] = [0x6170_7865, 0x3320_646e, 0x7962_2d32, 0x6b20_6574];
@@ -26,17 +27,27 @@ macro_rules! quarter_rounds {
     };
 }
 
+/// Something else that is done in as many steps as there are double rounds, one next to each: what
+/// needs no vectors costs little there. It has to be inlined, as no vector survives a call.
+pub(super) trait Steps {
+    fn step(&mut self, step: usize);
+}
+
+impl Steps for () {
+    #[inline(always)]
+    fn step(&mut self, _: usize) {}
+}
+
 /// The key stream of a packet.
 pub(super) struct Stream {
-    /// The state of the next block.
+    /// The state of the next block (RFC 8439 §2.3).
     pub(super) state: [u32; 16],
 }
 
-/// Blocks of a key stream that were made before they are used.
+/// Two groups of blocks of a key stream, which were made before they are used.
 pub(super) struct Ready {
-    sixteen: [__m512i; 16],
-    /// The only ones of a short text, or those behind the sixteen.
-    eight: [__m512i; 8],
+    first: [__m512i; 16],
+    second: [__m512i; 16],
 }
 
 /// The longest text for which eight blocks are enough; one is for the key of Poly1305.
@@ -50,8 +61,8 @@ impl Ready {
     #[target_feature(enable = "avx512f")]
     pub(super) fn none() -> Self {
         Self {
-            sixteen: [_mm512_setzero_si512(); 16],
-            eight: [_mm512_setzero_si512(); 8],
+            first: [_mm512_setzero_si512(); 16],
+            second: [_mm512_setzero_si512(); 16],
         }
     }
 }
@@ -66,19 +77,17 @@ impl Stream {
         Self { state }
     }
 
-    /// Makes the first blocks ready, for a text of `length` bytes. Gives the halves of the key of
+    /// Makes the first group ready, for a text of `length` bytes. Gives the halves of the key of
     /// Poly1305, which the first block is (RFC 8439 §2.6).
     #[inline]
-    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512ifma")]
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512ifma,bmi2")]
     pub(super) fn start(&mut self, ready: &mut Ready, length: usize) -> [u128; 2] {
-        let first = if length <= SHORT {
-            self.eight(&mut ready.eight);
-            ready.eight[0]
+        if length <= SHORT {
+            self.eight(&mut ready.first, &mut ());
         } else {
-            self.sixteen(&mut ready.sixteen);
-            ready.sixteen[0]
-        };
-        let key = _mm512_castsi512_si256(first);
+            self.sixteen(&mut ready.first, &mut ());
+        }
+        let key = _mm512_castsi512_si256(ready.first[0]);
         let half = |low: i64, high: i64| u128::from(high as u64) << 64 | u128::from(low as u64);
         [
             half(
@@ -92,56 +101,59 @@ impl Stream {
         ]
     }
 
-    /// Makes the blocks behind them ready, if these are the last.
+    /// Makes the second group ready, if the text needs one, and does the ten steps of something
+    /// else meanwhile.
     #[inline]
-    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512ifma")]
-    pub(super) fn extend(&mut self, ready: &mut Ready, length: usize) {
-        if MEDIUM < length && length <= LONG {
-            self.eight(&mut ready.eight);
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512ifma,bmi2")]
+    pub(super) fn extend(&mut self, ready: &mut Ready, length: usize, meanwhile: &mut impl Steps) {
+        if length <= MEDIUM {
+            (0..DOUBLE_ROUNDS).for_each(|step| meanwhile.step(step));
+        } else if length <= LONG {
+            self.eight(&mut ready.second, meanwhile);
+        } else {
+            self.sixteen(&mut ready.second, meanwhile);
         }
     }
 
     /// Encrypts or decrypts `from` into `to`, which is as long.
     #[inline]
-    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512ifma")]
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512ifma,bmi2")]
     pub(super) fn apply(&mut self, ready: &mut Ready, from: &[u8], to: &mut [u8]) {
-        if from.len() <= SHORT {
-            return xor(&ready.eight[1..], from, to);
-        }
-        let first = from.len().min(MEDIUM);
-        let (from_first, from) = from.split_at(first);
-        let (to_first, to) = to.split_at_mut(first);
-        xor(&ready.sixteen[1..], from_first, to_first);
-        if from.len() <= LONG - MEDIUM {
-            return xor(&ready.eight, from, to);
-        }
+        let (from_part, from) = from.split_at(from.len().min(MEDIUM));
+        let (to_part, to) = to.split_at_mut(from_part.len());
+        xor(&ready.first[1..], from_part, to_part);
+        let (from_part, from) = from.split_at(from.len().min(16 * BLOCK));
+        let (to_part, to) = to.split_at_mut(from_part.len());
+        xor(&ready.second, from_part, to_part);
 
+        let blocks = &mut ready.first;
         let (from_groups, from) = from.as_chunks::<{ 16 * BLOCK }>();
         let (to_groups, to) = to.as_chunks_mut::<{ 16 * BLOCK }>();
         for (from, to) in from_groups.iter().zip(to_groups) {
-            self.sixteen(&mut ready.sixteen);
-            xor(&ready.sixteen, from, to);
+            self.sixteen(blocks, &mut ());
+            xor(blocks, from, to);
         }
         if from.len() > 8 * BLOCK {
-            self.sixteen(&mut ready.sixteen);
-            xor(&ready.sixteen, from, to);
+            self.sixteen(blocks, &mut ());
+            xor(blocks, from, to);
         } else if !from.is_empty() {
-            self.eight(&mut ready.eight);
-            xor(&ready.eight, from, to);
+            self.eight(blocks, &mut ());
+            xor(blocks, from, to);
         }
     }
 
     /// The next sixteen blocks.
     #[inline]
-    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512ifma")]
-    pub(super) fn sixteen(&mut self, blocks: &mut [__m512i; 16]) {
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512ifma,bmi2")]
+    pub(super) fn sixteen(&mut self, blocks: &mut [__m512i; 16], meanwhile: &mut impl Steps) {
         let lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
         let count = _mm512_add_epi32(_mm512_set1_epi32(self.state[COUNT] as i32), lanes);
         let mut v = [count; 16];
         for i in (0..16).filter(|i| *i != COUNT) {
             v[i] = _mm512_set1_epi32(self.state[i] as i32);
         }
-        for _ in 0..10 {
+        for step in 0..DOUBLE_ROUNDS {
+            meanwhile.step(step);
             quarter_rounds!(v, [0 4 8 12] [1 5 9 13] [2 6 10 14] [3 7 11 15]);
             quarter_rounds!(v, [0 5 10 15] [1 6 11 12] [2 7 8 13] [3 4 9 14]);
         }
@@ -157,10 +169,12 @@ impl Stream {
         transpose(v, blocks);
     }
 
-    /// The next eight blocks, in less than the time of sixteen.
+    /// The next eight blocks, in less than the time of sixteen, as the first ones of `blocks`.
+    ///
+    /// A vector has word 2i in its lower half and word 2i + 1 in its upper half.
     #[inline]
-    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512ifma")]
-    pub(super) fn eight(&mut self, blocks: &mut [__m512i; 8]) {
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512ifma,bmi2")]
+    pub(super) fn eight(&mut self, blocks: &mut [__m512i; 16], meanwhile: &mut impl Steps) {
         let mut initial = [_mm512_setzero_si512(); 8];
         for (pair, words) in initial.iter_mut().zip(self.state.as_chunks::<2>().0) {
             let [low, high] = words.map(|word| word as i32);
@@ -169,7 +183,8 @@ impl Stream {
         let lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 0, 0, 0, 0, 0, 0, 0, 0);
         initial[COUNT / 2] = _mm512_add_epi32(initial[COUNT / 2], lanes);
         let mut v = initial;
-        for _ in 0..10 {
+        for step in 0..DOUBLE_ROUNDS {
+            meanwhile.step(step);
             quarter_rounds!(v, [0 2 4 6] [1 3 5 7]);
             // From columns to diagonals, and back.
             (v[2], v[3]) = (halves(v[2], v[3]), halves(v[3], v[2]));
@@ -188,9 +203,9 @@ impl Stream {
     }
 }
 
-/// Makes blocks of words: of four words in each 128 bits first, then of those quarters.
+/// Makes blocks of words: first quarters of blocks, each in 128 bits, then blocks of those.
 #[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512ifma")]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512ifma,bmi2")]
 fn transpose(v: [__m512i; 16], blocks: &mut [__m512i; 16]) {
     let a = interleave([v[0], v[1], v[2], v[3]]);
     let b = interleave([v[4], v[5], v[6], v[7]]);
@@ -210,8 +225,8 @@ fn transpose(v: [__m512i; 16], blocks: &mut [__m512i; 16]) {
 
 /// The same for eight blocks, from two words a vector.
 #[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512ifma")]
-fn transpose_half(v: [__m512i; 8], blocks: &mut [__m512i; 8]) {
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512ifma,bmi2")]
+fn transpose_half(v: [__m512i; 8], blocks: &mut [__m512i; 16]) {
     let mut quarters = [[_mm512_setzero_si512(); 4]; 2];
     for (quarter, v) in quarters.iter_mut().zip(v.as_chunks::<4>().0) {
         *quarter = interleave([
@@ -251,7 +266,8 @@ fn interleave(v: [__m512i; 4]) -> [__m512i; 4] {
     ]
 }
 
-/// Writes `from` with the blocks upon it to `to`, which is as long and not longer than the blocks.
+/// Writes the exclusive or of `from` and the blocks to `to`, which is as long; the blocks are not
+/// shorter.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw")]
 fn xor(blocks: &[__m512i], from: &[u8], to: &mut [u8]) {
@@ -260,7 +276,8 @@ fn xor(blocks: &[__m512i], from: &[u8], to: &mut [u8]) {
     for ((from, to), block) in from.iter().zip(to).zip(blocks) {
         store(to, _mm512_xor_si512(load(from), *block));
     }
-    if let Some(block) = blocks.get(from.len()) {
+    let next = blocks.get(from.len());
+    if let Some(block) = next.filter(|_| !from_rest.is_empty()) {
         let text = load_front(from_rest, _mm512_setzero_si512());
         store_front(to_rest, _mm512_xor_si512(text, *block));
     }

@@ -9,6 +9,13 @@ pub(super) fn load(bytes: &[u8; 64]) -> __m512i {
     unsafe { _mm512_loadu_si512(bytes.as_ptr().cast()) }
 }
 
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw")]
+pub(super) fn load_words(words: &[u64; 8]) -> __m512i {
+    // SAFETY: the array has the vector's size, and the load needs no alignment.
+    unsafe { _mm512_loadu_si512(words.as_ptr().cast()) }
+}
+
 /// Up to 64 bytes as the first ones of a vector, which has `rest` behind them.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw")]

@@ -14,7 +14,7 @@ use zeroize::Zeroizing;
 
 use crate::TAG;
 use chacha::{Ready, Stream};
-use poly::Mac;
+use poly::{Mac, Powers};
 
 /// A key; that there is one proves that the CPU has what this module needs.
 pub(crate) struct Key(Zeroizing<[u32; 8]>);
@@ -26,7 +26,8 @@ impl Key {
             && is_x86_feature_detected!("avx512bw")
             && is_x86_feature_detected!("avx512dq")
             && is_x86_feature_detected!("avx512vl")
-            && is_x86_feature_detected!("avx512ifma");
+            && is_x86_feature_detected!("avx512ifma")
+            && is_x86_feature_detected!("bmi2");
         available.then(|| {
             let mut words = Zeroizing::new([0; 8]);
             for (word, bytes) in words.iter_mut().zip(key.as_chunks().0) {
@@ -55,7 +56,7 @@ impl Key {
     }
 }
 
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512ifma")]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512ifma,bmi2")]
 fn seal(key: &[u32; 8], counter: u64, plaintext: &[u8], text: &mut [u8]) -> [u8; TAG] {
     let mut stream = Stream::new(key, counter);
     let mut ready = Ready::none();
@@ -64,7 +65,7 @@ fn seal(key: &[u32; 8], counter: u64, plaintext: &[u8], text: &mut [u8]) -> [u8;
     mac.tag(text)
 }
 
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512ifma")]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512ifma,bmi2")]
 fn open(key: &[u32; 8], counter: u64, text: &[u8], tag: &[u8; TAG], plaintext: &mut [u8]) -> bool {
     let mut stream = Stream::new(key, counter);
     let mut ready = Ready::none();
@@ -78,10 +79,9 @@ fn open(key: &[u32; 8], counter: u64, text: &[u8], tag: &[u8; TAG], plaintext: &
 
 /// Makes blocks ready for a packet of `length` bytes, and the key of its tag.
 #[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512ifma")]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512ifma,bmi2")]
 fn start(stream: &mut Stream, ready: &mut Ready, length: usize) -> Mac {
-    let mac = Mac::new(stream.start(ready, length));
-    // Only now: these blocks do not wait for the powers of r, each of which waits for the last.
-    stream.extend(ready, length);
-    mac
+    let mut powers = Powers::new(stream.start(ready, length));
+    stream.extend(ready, length, &mut powers);
+    Mac::new(&powers)
 }

@@ -6,7 +6,8 @@
 
 use std::arch::x86_64::*;
 
-use super::memory::{load_back, load_front};
+use super::chacha::{DOUBLE_ROUNDS, Steps};
+use super::memory::{load_back, load_front, load_words};
 
 const BLOCK: usize = 16;
 /// Bytes of one block for every lane.
@@ -25,47 +26,82 @@ type Lanes = [__m512i; 3];
 /// A factor's three limbs, and twenty times its upper two: 2¹³² is 20.
 type Factor = [__m512i; 5];
 
-/// A key of Poly1305, which is for one packet.
+/// Of which two, by their place in [`Powers`], each power from r² on is the product.
+const FACTORS: [(usize, usize); DOUBLE_ROUNDS] = [
+    (0, 0),
+    (1, 0),
+    (1, 1),
+    (3, 0),
+    (3, 1),
+    (3, 2),
+    (3, 3),
+    (7, 7),
+    (8, 7),
+    (8, 8),
+];
+
+/// A key of Poly1305, which is for one packet. What is made of it is made in steps, and without
+/// vectors, so that it can be done next to something that has only vectors.
+pub(super) struct Powers {
+    /// r¹ to r⁸, r¹⁶, r²⁴ and r³².
+    powers: [Limbs; FACTORS.len() + 1],
+    s: u128,
+}
+
+impl Powers {
+    pub(super) fn new([r, s]: [u128; 2]) -> Self {
+        let r = r & CLAMP;
+        let mut powers = [[0; 3]; FACTORS.len() + 1];
+        powers[0] = [r as u64 & LIMB, (r >> 44) as u64 & LIMB, (r >> 88) as u64];
+        Self { powers, s }
+    }
+}
+
+impl Steps for Powers {
+    #[inline(always)]
+    fn step(&mut self, step: usize) {
+        let (a, b) = FACTORS[step];
+        self.powers[step + 1] = multiply(self.powers[a], self.powers[b]);
+    }
+}
+
+/// A key of Poly1305 with all that is made of it.
 pub(super) struct Mac {
     /// r⁸, r¹⁶, r²⁴ and r³².
     strides: [Factor; STRIDE],
-    /// The power of r that each lane needs in the end.
-    last: Factor,
+    /// The power of r that each lane needs in the end, limb by limb.
+    last: [[u64; 8]; 3],
     s: u128,
 }
 
 impl Mac {
     #[inline]
-    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512ifma")]
-    pub(super) fn new([r, s]: [u128; 2]) -> Self {
-        let r = r & CLAMP;
-        let limbs = [r as u64 & LIMB, (r >> 44) as u64 & LIMB, (r >> 88) as u64];
-        let r1 = broadcast(limbs);
-        let r2 = times(r1, factor(r1));
-        // The lanes have the powers 8, 4, 7, 3, 6, 2, 5 and 1, which is the order that `split`
-        // leaves the blocks in: first the lowest bit of the power less one, then the others.
-        let to_2 = choose(0b0011_0011, r2, r1);
-        let to_4 = times(to_2, factor(r2));
-        let r4 = factor(first_lane(to_4));
-        let to_4 = choose(0b0000_1111, to_4, to_2);
-        let to_8 = times(to_4, r4);
-        let r8 = first_lane(to_8);
-        let last = choose(0b0101_0101, to_8, to_4);
-
-        let r16 = times(r8, factor(r8));
-        let r24_32 = times(choose(0b0000_0001, r8, r16), factor(r16));
-        let r24 = first_lane(r24_32);
-        let r32 = last_lane(r24_32);
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512ifma,bmi2")]
+    pub(super) fn new(key: &Powers) -> Self {
+        let [r1, r2, r3, r4, r5, r6, r7, r8, r16, r24, r32] = key.powers;
+        // In the order in which `split` leaves the blocks.
+        let lanes = [r8, r4, r7, r3, r6, r2, r5, r1];
+        let mut last = [[0; 8]; 3];
+        for (lane, power) in lanes.into_iter().enumerate() {
+            for (limb, last) in power.into_iter().zip(&mut last) {
+                last[lane] = limb;
+            }
+        }
         Self {
-            strides: [factor(r8), factor(r16), factor(r24), factor(r32)],
-            last: factor(last),
-            s,
+            strides: [
+                broadcast(r8),
+                broadcast(r16),
+                broadcast(r24),
+                broadcast(r32),
+            ],
+            last,
+            s: key.s,
         }
     }
 
     /// The tag of a ciphertext.
     #[inline]
-    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512ifma")]
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512ifma,bmi2")]
     pub(super) fn tag(&self, text: &[u8]) -> [u8; BLOCK] {
         // No additional data, and so many bytes of ciphertext.
         self.tag_with(text, (text.len() as u128) << 64)
@@ -76,7 +112,7 @@ impl Mac {
     /// Where the blocks do not fill groups, it is the first group that lacks some: zeros in front
     /// change nothing.
     #[inline]
-    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512ifma")]
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512ifma,bmi2")]
     pub(super) fn tag_with(&self, text: &[u8], last: u128) -> [u8; BLOCK] {
         let last = _mm512_set_epi64((last >> 64) as i64, last as i64, 0, 0, 0, 0, 0, 0);
         let blocks = text.len().div_ceil(BLOCK) + 1;
@@ -87,13 +123,14 @@ impl Mac {
             self.groups(text, lacking, last)
         };
         let mut product = Product::zero();
-        product.add(sum, self.last);
+        let [a, b, c] = &self.last;
+        product.add(sum, factor([load_words(a), load_words(b), load_words(c)]));
         finish(product.total(), self.s)
     }
 
     /// The sum of each lane over two groups or more.
     #[inline]
-    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512ifma")]
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512ifma,bmi2")]
     fn groups(&self, text: &[u8], lacking: usize, last: __m512i) -> Lanes {
         let (first, text) = text.split_at(GROUP - BLOCK * lacking);
         let (low, high) = first.split_at(first.len().saturating_sub(64));
@@ -116,7 +153,7 @@ impl Mac {
 
     /// Moves on by `N` groups.
     #[inline]
-    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512ifma")]
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512ifma,bmi2")]
     fn stride<const N: usize>(&self, sum: Lanes, groups: [Lanes; N]) -> Lanes {
         let mut product = Product::zero();
         product.low = groups[N - 1];
@@ -175,7 +212,7 @@ impl Product {
         ]
     }
 
-    /// Limbs of 44, 44 and 42 bits; the lowest may be 2¹⁷ greater.
+    /// Limbs of 44, 44 and 42 bits; the lowest may be greater by 2¹⁷.
     #[inline]
     #[target_feature(enable = "avx512f,avx512ifma")]
     fn carried(&self) -> Lanes {
@@ -243,15 +280,6 @@ fn one_group(text: &[u8], lacking: usize, last: __m512i) -> Lanes {
     split(load_back(first), second, lacking)
 }
 
-/// The product in each lane.
-#[inline]
-#[target_feature(enable = "avx512f,avx512ifma")]
-fn times(a: Lanes, b: Factor) -> Lanes {
-    let mut product = Product::zero();
-    product.add(a, b);
-    product.carried()
-}
-
 #[inline]
 #[target_feature(enable = "avx512f")]
 fn factor([a, b, c]: Lanes) -> Factor {
@@ -267,46 +295,35 @@ fn twenty_times(lanes: __m512i) -> __m512i {
 
 #[inline]
 #[target_feature(enable = "avx512f")]
-fn broadcast([a, b, c]: Limbs) -> Lanes {
-    [
+fn broadcast([a, b, c]: Limbs) -> Factor {
+    factor([
         _mm512_set1_epi64(a as i64),
         _mm512_set1_epi64(b as i64),
         _mm512_set1_epi64(c as i64),
+    ])
+}
+
+/// The product; its middle limb may be greater than 44 bits by 2⁶.
+#[inline(always)]
+fn multiply(a: Limbs, b: Limbs) -> Limbs {
+    let (s1, s2) = (20 * b[1], 20 * b[2]);
+    let low = product(a[0], b[0]) + product(a[1], s2) + product(a[2], s1);
+    let middle = product(a[0], b[1]) + product(a[1], b[0]) + product(a[2], s2);
+    let high = product(a[0], b[2]) + product(a[1], b[1]) + product(a[2], b[0]);
+
+    let middle = middle + (low >> 44);
+    let high = high + (middle >> 44);
+    let low = (low as u64 & LIMB) + 5 * (high >> 42) as u64;
+    [
+        low & LIMB,
+        (middle as u64 & LIMB) + (low >> 44),
+        high as u64 & TOP_LIMB,
     ]
 }
 
-/// The lanes of `a` where `lanes` has a bit, else those of `b`.
-#[inline]
-#[target_feature(enable = "avx512f")]
-fn choose(lanes: u8, a: Lanes, b: Lanes) -> Lanes {
-    [
-        _mm512_mask_mov_epi64(b[0], lanes, a[0]),
-        _mm512_mask_mov_epi64(b[1], lanes, a[1]),
-        _mm512_mask_mov_epi64(b[2], lanes, a[2]),
-    ]
-}
-
-/// The first lane in every lane.
-#[inline]
-#[target_feature(enable = "avx512f")]
-fn first_lane([a, b, c]: Lanes) -> Lanes {
-    [
-        _mm512_broadcastq_epi64(_mm512_castsi512_si128(a)),
-        _mm512_broadcastq_epi64(_mm512_castsi512_si128(b)),
-        _mm512_broadcastq_epi64(_mm512_castsi512_si128(c)),
-    ]
-}
-
-/// The last lane in every lane.
-#[inline]
-#[target_feature(enable = "avx512f")]
-fn last_lane([a, b, c]: Lanes) -> Lanes {
-    let last = _mm512_set1_epi64(7);
-    [
-        _mm512_permutexvar_epi64(last, a),
-        _mm512_permutexvar_epi64(last, b),
-        _mm512_permutexvar_epi64(last, c),
-    ]
+#[inline(always)]
+fn product(a: u64, b: u64) -> u128 {
+    u128::from(a) * u128::from(b)
 }
 
 /// The sum modulo 2¹³⁰ − 5, and `s` added to it modulo 2¹²⁸.
@@ -323,7 +340,7 @@ fn finish(sum: Limbs, s: u128) -> [u8; BLOCK] {
     sum.wrapping_add(s).to_le_bytes()
 }
 
-/// The second time, the limbs have no more than their bits.
+/// After the second time, the limbs have no more than their bits.
 fn carry([a, b, c]: Limbs) -> Limbs {
     let b = b + (a >> 44);
     let c = c + (b >> 44);

@@ -9,6 +9,7 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::sample::select;
 
+use super::chacha::Steps;
 use super::memory::store;
 use super::*;
 use crate::{ring_key, ring_open, ring_seal};
@@ -21,14 +22,15 @@ fn there() -> bool {
 }
 
 /// Sixteen blocks of a key stream, and then eight, from this state.
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512ifma")]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512ifma,bmi2")]
 fn key_stream(state: [u32; 16]) -> Vec<u8> {
     let mut stream = Stream { state };
-    let mut blocks = [_mm512_setzero_si512(); 24];
-    let (sixteen, eight) = blocks.split_first_chunk_mut().unwrap();
-    stream.sixteen(sixteen);
-    stream.eight(eight.first_chunk_mut().unwrap());
+    let mut sixteen = [_mm512_setzero_si512(); 16];
+    let mut eight = sixteen;
+    stream.sixteen(&mut sixteen, &mut ());
+    stream.eight(&mut eight, &mut ());
     let mut bytes = vec![0; 24 * 64];
+    let blocks = sixteen.into_iter().chain(eight);
     for (bytes, block) in bytes.as_chunks_mut().0.iter_mut().zip(blocks) {
         store(bytes, block);
     }
@@ -39,8 +41,10 @@ fn key_stream(state: [u32; 16]) -> Vec<u8> {
 fn tag(key: &[u8; 32], text: &[u8], last: u128) -> [u8; 16] {
     assert!(there());
     let key = [&key[..16], &key[16..]].map(|half| u128::from_le_bytes(half.try_into().unwrap()));
+    let mut powers = Powers::new(key);
+    (0..chacha::DOUBLE_ROUNDS).for_each(|step| powers.step(step));
     // SAFETY: the CPU has the features.
-    unsafe { Mac::new(key).tag_with(text, last) }
+    unsafe { Mac::new(&powers).tag_with(text, last) }
 }
 
 /// Poly1305 of any message, bit by bit (RFC 8439 §2.5.1).
