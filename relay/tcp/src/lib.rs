@@ -32,6 +32,7 @@ mod stack;
 mod time;
 
 pub use buffer::{Lent, MOST_SLICES};
+pub use checksum::sum_of_words;
 pub use config::{Algorithm, Config, Keepalive};
 pub use connection::{
     CloseReason, Connection, Events, MOST_EARLY, Request, Secrets, State, Timer, Transmit, Tuple,

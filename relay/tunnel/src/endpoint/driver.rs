@@ -342,7 +342,7 @@ impl Driver {
     /// Puts one packet into the burst to a peer.
     pub(super) fn send_to(&mut self, index: u32, packet: &[u8]) {
         if let Some(slot) = self.peers.get_mut(index) {
-            slot.outgoing.push(packet);
+            slot.add(packet, false);
             self.peers.touch(index);
         }
     }

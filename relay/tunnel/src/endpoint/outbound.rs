@@ -44,11 +44,14 @@ impl Driver {
             local,
             peers,
             to_tun,
+            common,
             ..
         } = self;
         let Local::Kernel(tun, _) = local else {
             return false;
         };
+        // A capture has packets as they were before.
+        let at_once = common.capture.is_none();
         let mut last = None;
         let mut bytes = 0;
         let mut packets = 0;
@@ -78,7 +81,7 @@ impl Driver {
                     if let Some((own, theirs)) = streams::opening(packet) {
                         slot.note_stream(own, theirs);
                     }
-                    slot.outgoing.push(packet);
+                    slot.add(packet, at_once);
                 }
             };
             match tun.try_read(&mut each) {
@@ -138,10 +141,8 @@ impl Driver {
             datagram.destination,
             &datagram.payload,
         );
-        let Slot { outgoing, mtu, .. } = slot;
-        fragments.cut(scratch, usize::from(*mtu), &mut |packet| {
-            outgoing.push(packet)
-        });
+        let mtu = usize::from(slot.mtu);
+        fragments.cut(scratch, mtu, &mut |packet| slot.add(packet, false));
         peers.touch(index);
     }
 

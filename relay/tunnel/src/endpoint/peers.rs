@@ -21,7 +21,7 @@ pub(super) struct Slot {
     pub(super) wireguard: Peer,
     pub(super) node: PeerNode,
     pub(super) mtu: u16,
-    /// Packets collected in this turn, not sealed.
+    /// Packets collected in this turn.
     pub(super) outgoing: Burst,
     /// Packets that could not go out yet, not sealed.
     pub(super) held: Burst,
@@ -38,9 +38,30 @@ pub(super) struct Slot {
 }
 
 impl Slot {
+    /// Adds a packet to those of this turn. With `at_once` it is sealed now where it can be, which saves
+    /// a copy; if there turns out to be no way to the peer it is lost then.
+    pub(super) fn add(&mut self, packet: &[u8], at_once: bool) {
+        let Slot {
+            wireguard,
+            outgoing,
+            held,
+            ..
+        } = self;
+        let begins = at_once && outgoing.is_empty() && held.is_empty();
+        let may_seal = begins || outgoing.is_sealed();
+        let is_sealed = may_seal && wireguard.seal_packet(packet, outgoing);
+        // Behind sealed packets there is no place for others.
+        if !is_sealed && !outgoing.is_sealed() {
+            outgoing.push(packet);
+        }
+    }
+
     /// Puts the packets of this turn behind those that already wait.
     pub(super) fn hold(&mut self) {
         let Slot { held, outgoing, .. } = self;
+        if outgoing.is_sealed() {
+            return outgoing.clear();
+        }
         outgoing.packets().for_each(|packet| held.push(packet));
         outgoing.clear();
         held.keep_newest(HELD);

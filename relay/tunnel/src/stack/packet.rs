@@ -3,6 +3,8 @@
 
 use std::net::Ipv6Addr;
 
+pub(super) use relay_tcp::sum_of_words as sum;
+
 pub(super) const IPV6_HEADER: usize = 40;
 const TCP_HEADER: usize = 20;
 /// No path of IPv6 may be smaller.
@@ -122,27 +124,6 @@ pub(super) fn put_u16(bytes: &mut [u8], at: usize, value: u16) {
 
 pub(super) fn put_u32(bytes: &mut [u8], at: usize, value: u32) {
     bytes[at..at + 4].copy_from_slice(&value.to_be_bytes());
-}
-
-/// Adds `bytes` to a ones' complement sum in the machine's byte order. Wide words and independent
-/// lanes let the compiler vectorise it.
-pub(super) fn sum(bytes: &[u8], initial: u64) -> u64 {
-    let mut lanes = [0u64; 8];
-    let mut blocks = bytes.chunks_exact(32);
-    for block in &mut blocks {
-        for (lane, word) in lanes.iter_mut().zip(block.chunks_exact(4)) {
-            *lane += u64::from(u32::from_ne_bytes([word[0], word[1], word[2], word[3]]));
-        }
-    }
-    let mut total = initial + lanes.iter().sum::<u64>();
-    let mut pairs = blocks.remainder().chunks_exact(2);
-    for pair in &mut pairs {
-        total += u64::from(u16::from_ne_bytes([pair[0], pair[1]]));
-    }
-    if let [last] = pairs.remainder() {
-        total += u64::from(u16::from_ne_bytes([*last, 0]));
-    }
-    total
 }
 
 /// Folds a sum to 16 bits, ready to be stored as it is.

@@ -17,13 +17,15 @@ const SMALLEST: usize = 96;
 const LARGEST_PADDED: usize = 256;
 
 /// Packets to one peer, sealed or not yet. Each lies in a slot with room for header and tag, and its
-/// sealed form in the same place of a second buffer.
+/// sealed form in the same place of a second buffer; those that are sealed at once are in that alone.
 #[derive(Debug, Default)]
 pub struct Burst {
     plain: Vec<u8>,
     /// As long as the longest burst so far.
     sealed_data: Vec<u8>,
     packets: Vec<Slot>,
+    /// Of all slots.
+    bytes: usize,
     sealed: bool,
 }
 
@@ -70,28 +72,59 @@ impl Burst {
     /// Adds a packet. Only before the burst is sealed.
     pub fn push(&mut self, packet: &[u8]) {
         debug_assert!(!self.sealed, "a sealed burst takes no more packets");
-        self.plain.resize(self.plain.len() + HEAD, 0);
-        let slot = Slot {
-            start: self.plain.len(),
-            len: packet.len(),
-            padded: padded(packet.len()),
-        };
-        self.packets.push(slot);
+        let slot = self.add_slot(packet.len());
+        self.plain.resize(slot.start, 0);
         self.plain.extend_from_slice(packet);
-        self.plain.resize(slot.datagram().end, 0);
+        self.plain.resize(self.bytes, 0);
     }
 
     /// Room for a packet of `len` bytes, to be written in place. Only before the burst is sealed.
     pub fn room(&mut self, len: usize) -> &mut [u8] {
         debug_assert!(!self.sealed, "a sealed burst takes no more packets");
+        let slot = self.add_slot(len);
+        self.plain.resize(self.bytes, 0);
+        &mut self.plain[slot.packet()]
+    }
+
+    /// Adds a packet sealed, to an empty burst or to others that were: what it was made of is not
+    /// kept. `seal` is as for [`Burst::seal_each`].
+    pub(super) fn push_sealed(
+        &mut self,
+        packet: &[u8],
+        seal: &mut dyn FnMut(&[u8], &mut [u8]) -> bool,
+    ) {
+        debug_assert!(
+            self.sealed || self.is_empty(),
+            "it has packets to be sealed"
+        );
+        self.sealed = true;
+        let slot = self.add_slot(packet.len());
+        if self.sealed_data.len() < self.bytes {
+            self.sealed_data.resize(self.bytes.next_power_of_two(), 0);
+        }
+        let mut padding = [0; LARGEST_PADDED];
+        let plaintext = if slot.padded == slot.len {
+            packet
+        } else {
+            padding[..packet.len()].copy_from_slice(packet);
+            &padding[..slot.padded]
+        };
+        if !seal(plaintext, &mut self.sealed_data[slot.datagram()]) {
+            self.packets.pop();
+            self.bytes = slot.datagram().start;
+            self.sealed = !self.packets.is_empty();
+        }
+    }
+
+    fn add_slot(&mut self, len: usize) -> Slot {
         let slot = Slot {
-            start: self.plain.len() + HEAD,
+            start: self.bytes + HEAD,
             len,
             padded: padded(len),
         };
         self.packets.push(slot);
-        self.plain.resize(slot.datagram().end, 0);
-        &mut self.plain[slot.packet()]
+        self.bytes = slot.datagram().end;
+        slot
     }
 
     /// Number of packets.
@@ -111,13 +144,14 @@ impl Burst {
 
     /// Bytes the burst takes, headers and tags included.
     pub fn bytes(&self) -> usize {
-        self.plain.len()
+        self.bytes
     }
 
     /// Forgets the packets and keeps the memory.
     pub fn clear(&mut self) {
         self.plain.clear();
         self.packets.clear();
+        self.bytes = 0;
         self.sealed = false;
     }
 
@@ -181,11 +215,11 @@ impl Burst {
 
     /// Drops the oldest packets until the burst takes at most `limit` bytes.
     pub fn keep_newest(&mut self, limit: usize) {
-        if self.plain.len() <= limit {
+        if self.bytes <= limit {
             return;
         }
         let mut kept = Burst::default();
-        let surplus = self.plain.len() - limit;
+        let surplus = self.bytes - limit;
         for slot in self
             .packets
             .iter()

@@ -178,8 +178,18 @@ impl Peer {
         self.handshake.attempt().map(|attempt| attempt.first)
     }
 
-    /// Seals all packets of a burst. False when there are no keys yet: the burst is untouched then,
-    /// and [`Peer::greet`] asks for keys.
+    /// Adds a packet, sealed, to a burst that is empty or has others that were added so. False when
+    /// there are no keys yet. [`Peer::seal_burst`] is still to be called for the burst.
+    pub fn seal_packet(&mut self, packet: &[u8], burst: &mut Burst) -> bool {
+        let Some(session) = self.sessions.current() else {
+            return false;
+        };
+        burst.push_sealed(packet, &mut |packet, room| session.seal(packet, room));
+        true
+    }
+
+    /// Seals all packets of a burst that are not sealed yet. False when there are no keys: the burst is
+    /// untouched then, and [`Peer::greet`] asks for keys.
     pub fn seal_burst(
         &mut self,
         burst: &mut Burst,
@@ -188,9 +198,11 @@ impl Peer {
     ) -> bool {
         self.sessions.expire(now);
         let Some(session) = self.sessions.current() else {
-            return false;
+            return burst.is_sealed();
         };
-        burst.seal_each(&mut |packet, room| session.seal(packet, room));
+        if !burst.is_sealed() {
+            burst.seal_each(&mut |packet, room| session.seal(packet, room));
+        }
         if !burst.is_empty() {
             let is_old = session.is_old_for_sending(now);
             self.received_unanswered = None;
@@ -202,7 +214,8 @@ impl Peer {
         true
     }
 
-    /// Seals bursts one behind the other, each after `before` has seen its packets. False when there are
+    /// Seals bursts one behind the other, each after `before` has seen its packets, if they are not sealed
+    /// yet. False when there are
     /// no keys yet: what is not sealed is untouched then.
     pub fn seal_in_order(
         &mut self,
@@ -216,7 +229,7 @@ impl Peer {
             if burst.is_empty() {
                 continue;
             }
-            if self.is_ready() {
+            if self.is_ready() && !burst.is_sealed() {
                 before(burst);
             }
             if !self.seal_burst(burst, now, replies) {

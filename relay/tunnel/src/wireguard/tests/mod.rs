@@ -129,6 +129,33 @@ fn a_burst_arrives_whole_and_in_order() {
 }
 
 #[test]
+fn packets_that_are_sealed_at_once_lie_as_those_of_a_burst_do() {
+    let (mut a, mut b, now) = connected();
+    let sizes = [40, 41, 96, 257, 1280, 1280, 900];
+    let packets = sizes.map(|len| packet(A, B, len, 3));
+    let (mut burst, mut at_once) = (Burst::default(), Burst::default());
+    for packet in &packets {
+        burst.push(packet);
+        assert!(a.peer.seal_packet(packet, &mut at_once));
+    }
+    let mut replies = Vec::new();
+    assert!(a.peer.seal_burst(&mut burst, now, &mut replies));
+    assert!(a.peer.seal_burst(&mut at_once, now, &mut replies));
+    assert!(burst.runs().eq(at_once.runs()));
+    assert_eq!(burst.bytes(), at_once.bytes());
+    for datagram in at_once.datagrams() {
+        let (opened, len) = (&mut b.opened, datagram.len());
+        b.peer
+            .open_burst(datagram, len, None, now, opened, &mut replies);
+    }
+    let got: Vec<_> = b.opened.packets().map(|(_, packet)| packet).collect();
+    assert!(got == packets);
+    at_once.clear();
+    at_once.push(&packets[0]);
+    assert_eq!(at_once.packets().next().unwrap(), packets[0]);
+}
+
+#[test]
 fn runs_stay_below_what_one_send_takes() {
     let (mut a, _, now) = connected();
     let mut burst = Burst::default();
