@@ -20,8 +20,8 @@ const LARGEST_PADDED: usize = 256;
 /// sealed form in the same place of a second buffer; those that are sealed at once are in that alone.
 #[derive(Debug, Default)]
 pub struct Burst {
+    /// Both are as long as the longest burst so far, and more.
     plain: Vec<u8>,
-    /// As long as the longest burst so far.
     sealed_data: Vec<u8>,
     packets: Vec<Slot>,
     /// Of all slots.
@@ -71,18 +71,18 @@ pub struct Run {
 impl Burst {
     /// Adds a packet. Only before the burst is sealed.
     pub fn push(&mut self, packet: &[u8]) {
-        debug_assert!(!self.sealed, "a sealed burst takes no more packets");
-        let slot = self.add_slot(packet.len());
-        self.plain.resize(slot.start, 0);
-        self.plain.extend_from_slice(packet);
-        self.plain.resize(self.bytes, 0);
+        self.room(packet.len()).copy_from_slice(packet);
     }
 
-    /// Room for a packet of `len` bytes, to be written in place. Only before the burst is sealed.
+    /// Room for a packet of `len` bytes, to be written in place: what is in it means nothing. Only before
+    /// the burst is sealed.
     pub fn room(&mut self, len: usize) -> &mut [u8] {
         debug_assert!(!self.sealed, "a sealed burst takes no more packets");
         let slot = self.add_slot(len);
-        self.plain.resize(self.bytes, 0);
+        if self.plain.len() < self.bytes {
+            self.plain.resize(self.bytes.next_power_of_two(), 0);
+        }
+        self.plain[slot.packet().end..slot.plaintext().end].fill(0);
         &mut self.plain[slot.packet()]
     }
 
@@ -149,7 +149,6 @@ impl Burst {
 
     /// Forgets the packets and keeps the memory.
     pub fn clear(&mut self) {
-        self.plain.clear();
         self.packets.clear();
         self.bytes = 0;
         self.sealed = false;
@@ -204,8 +203,8 @@ impl Burst {
     /// Replaces every packet by its sealed form, in order: `seal` gets the packet with its padding and
     /// the room for the datagram, and says whether it filled it; if not, the packet is dropped.
     pub(super) fn seal_each(&mut self, seal: &mut dyn FnMut(&[u8], &mut [u8]) -> bool) {
-        if self.sealed_data.len() < self.plain.len() {
-            self.sealed_data.resize(self.plain.len(), 0);
+        if self.sealed_data.len() < self.bytes {
+            self.sealed_data.resize(self.bytes.next_power_of_two(), 0);
         }
         let (plain, sealed) = (&self.plain, &mut self.sealed_data);
         self.packets
