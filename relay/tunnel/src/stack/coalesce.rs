@@ -57,7 +57,8 @@ impl Train {
         let mut bytes = first.len();
         let mut flags = if protocol == TCP { first[53] } else { 0 };
         for next in &packets[1..packets.len().min(MAX_PACKETS)] {
-            let ended = flags & (PSH | FIN) != 0 || !(bytes - headers).is_multiple_of(size);
+            // A push is passed on with the whole: what follows it is here already and makes nothing wait.
+            let ended = flags & FIN != 0 || !(bytes - headers).is_multiple_of(size);
             let length = next.len().saturating_sub(headers);
             if ended || length == 0 || length > size || bytes + length > MAX_BYTES {
                 break;
@@ -324,14 +325,17 @@ mod tests {
         );
         assert_eq!(
             length_of(&[a.clone(), piece(100, ACK | PSH, 100), piece(200, ACK, 100)]),
-            2,
+            3,
             "pushed"
         );
         assert_eq!(
             length_of(&[piece(0, ACK | PSH, 100), piece(100, ACK, 100)]),
-            1,
+            2,
             "pushed first"
         );
+        let pushed = [piece(0, ACK | PSH, 100), piece(100, ACK, 100)];
+        let train = Train::find(&refs(&pushed), true, true);
+        assert_eq!(join(&pushed, &train)[VNET_HEADER + 53], ACK | PSH);
         assert_eq!(
             length_of(&[a.clone(), piece(100, ACK | FIN, 10)]),
             2,
