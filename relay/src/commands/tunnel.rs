@@ -36,8 +36,8 @@ pub(super) struct TunnelArgs {
 /// Which offloads are used.
 #[derive(clap::Args)]
 pub(super) struct OffloadsArgs {
-    /// Segmentation offloads to leave unused: tun-tcp, tun-udp, udp-send, udp-receive, or all; for
-    /// kernels and cards that corrupt them
+    /// Offloads to leave unused: tun-tcp, tun-udp, udp-send, udp-receive, avx512, or all; for kernels,
+    /// cards and processors that corrupt them
     #[arg(
         long,
         env = "RELAY_DISABLE_OFFLOADS",

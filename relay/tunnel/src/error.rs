@@ -34,7 +34,7 @@ pub enum Error {
     UnknownStack(String),
     /// An offload that is not known.
     #[error(
-        "no offload is called \"{0}\"; there are tun-tcp, tun-udp, udp-send and udp-receive, and all"
+        "no offload is called \"{0}\"; there are tun-tcp, tun-udp, udp-send, udp-receive and avx512, and all"
     )]
     UnknownOffload(String),
     /// The endpoint's loop has ended, so nothing can be asked of it any more.

@@ -147,7 +147,7 @@ impl Driver {
                 FEATURES
             },
         };
-        let identity = Identity::new(config.node.to_bytes());
+        let identity = Identity::with_cipher(config.node.to_bytes(), config.offloads.cipher());
         let paths = Paths::new(
             PathConfig {
                 disco: config.disco,

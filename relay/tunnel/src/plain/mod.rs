@@ -140,7 +140,7 @@ pub fn start(
         let mtu = if host.is_ipv4() { mtu + GROWTH } else { mtu };
         stack.local.add_route(inside(*host), mtu)?;
     }
-    let identity = Identity::new(*interface.private_key.as_bytes());
+    let identity = Identity::with_cipher(*interface.private_key.as_bytes(), offloads.cipher());
     let now = Instant::now();
     let peers: Vec<Remote> = (0..)
         .zip(&config.peers)

@@ -42,10 +42,11 @@ pub use tun::Tun;
 pub(crate) use user::{UserLoop, UserOptions, open as open_user};
 
 use crate::Error;
+use crate::wireguard::Cipher;
 use coalesce::Merger;
 use helper::Helper;
 
-/// Which segmentation offloads may be used. All of them are probed, so switching one off is for
+/// Which offloads may be used, to the kernel or to the processor. All of them are probed, so switching one off is for
 /// machines on which the probe succeeds and the traffic does not.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Offloads {
@@ -57,6 +58,8 @@ pub struct Offloads {
     pub udp_send: bool,
     /// One receive call for a train of WireGuard packets (`UDP_GRO`).
     pub udp_receive: bool,
+    /// Sealing and opening packets with AVX-512.
+    pub avx512: bool,
 }
 
 impl Offloads {
@@ -66,10 +69,11 @@ impl Offloads {
         tun_udp: false,
         udp_send: false,
         udp_receive: false,
+        avx512: false,
     };
 
     /// All but those named in a comma-separated list: `tun-tcp`, `tun-udp`, `udp-send`,
-    /// `udp-receive`, or `all`.
+    /// `udp-receive`, `avx512`, or `all`.
     ///
     /// # Errors
     /// [`Error::UnknownOffload`] with the name that is none.
@@ -82,11 +86,21 @@ impl Offloads {
                 "tun-udp" => offloads.tun_udp = false,
                 "udp-send" => offloads.udp_send = false,
                 "udp-receive" => offloads.udp_receive = false,
+                "avx512" => offloads.avx512 = false,
                 "all" => offloads = Self::NONE,
                 _ => return Err(Error::UnknownOffload(name.to_owned())),
             }
         }
         Ok(offloads)
+    }
+
+    /// What seals and opens packets then.
+    pub fn cipher(self) -> Cipher {
+        if self.avx512 {
+            Cipher::best()
+        } else {
+            Cipher::Ring
+        }
     }
 }
 
@@ -97,6 +111,7 @@ impl Default for Offloads {
             tun_udp: true,
             udp_send: true,
             udp_receive: true,
+            avx512: true,
         }
     }
 }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use super::message::{CookieReply, Initiation, Response};
 use super::noise::{self, Cookie, Statics, Timestamp, Waiting};
 use super::session::Session;
-use super::{Clock, Draw};
+use super::{Cipher, Clock, Draw, Identity};
 
 /// Waits between the first attempts of a handshake: a lost first message should not cost the five
 /// seconds of the standard. The last value goes on.
@@ -28,6 +28,7 @@ pub(super) struct Handshake {
     statics: Statics,
     clock: Clock,
     draw: Draw,
+    cipher: Cipher,
     /// This end's number for the peer, in the upper 24 bits of its numbers for sessions.
     index: u32,
     /// Sessions and attempts so far, which the lower eight bits count.
@@ -64,11 +65,13 @@ impl Attempt {
 }
 
 impl Handshake {
-    pub(super) fn new(statics: Statics, clock: Clock, draw: Draw, index: u32) -> Self {
+    /// With what `identity` has; `index` is this end's number for the peer.
+    pub(super) fn new(statics: Statics, identity: &Identity, index: u32) -> Self {
         Self {
             statics,
-            clock,
-            draw,
+            clock: identity.clock,
+            draw: identity.draw,
+            cipher: identity.cipher,
             index,
             count: 0,
             awaited: VecDeque::new(),
@@ -126,7 +129,7 @@ impl Handshake {
         let (keys, mut message) = self.statics.respond(received, index, (self.draw)())?;
         self.answered = timestamp;
         self.finish_message(index, &mut message, now);
-        let session = Session::new([index, sender], &keys, false, now);
+        let session = Session::new([index, sender], &keys, self.cipher, false, now);
         Some((session, message.to_vec()))
     }
 
@@ -138,7 +141,7 @@ impl Handshake {
         self.awaited.clear();
         self.attempt = None;
         let indexes = [receiver, response.sender()];
-        Some(Session::new(indexes, &keys, true, now))
+        Some(Session::new(indexes, &keys, self.cipher, true, now))
     }
 
     /// Keeps a cookie for the next message. False when it is none for the last message.

@@ -41,6 +41,7 @@ pub struct Identity {
     limiter: Arc<RateLimiter>,
     clock: Clock,
     draw: Draw,
+    cipher: Cipher,
 }
 
 /// Draws the secret of one handshake.
@@ -84,8 +85,13 @@ pub enum Sender {
 }
 
 impl Identity {
-    /// The identity of a private key.
+    /// The identity of a private key, with the fastest cipher.
     pub fn new(secret: [u8; 32]) -> Identity {
+        Identity::with_cipher(secret, Cipher::best())
+    }
+
+    /// The same with a cipher of choice.
+    pub fn with_cipher(secret: [u8; 32], cipher: Cipher) -> Identity {
         let secret = x25519::StaticSecret::from(secret);
         let public = x25519::PublicKey::from(&secret);
         let limiter = Arc::new(RateLimiter::new(&public, HANDSHAKES_PER_SECOND));
@@ -95,6 +101,7 @@ impl Identity {
             limiter,
             clock: Clock::new(Instant::now(), SystemTime::now()),
             draw: rand::random,
+            cipher,
         }
     }
 

@@ -107,7 +107,7 @@ impl Peer {
         let statics = Statics::new(identity.secret.clone(), options.key, preshared);
         let keepalive = seconds.map(|seconds| Duration::from_secs(seconds.into()));
         Peer {
-            handshake: Handshake::new(statics, identity.clock, identity.draw, options.index),
+            handshake: Handshake::new(statics, identity, options.index),
             sessions: Sessions::default(),
             limiter: identity.limiter.clone(),
             any_source: false,

@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use relay_aead::{Key, TAG};
 
+use super::Cipher;
 use super::message::{DATA_HEAD, Data};
 use super::noise::Keys;
 use super::window::Window;
@@ -118,14 +119,15 @@ impl Session {
     pub(super) fn new(
         [local, remote]: [u32; 2],
         keys: &Keys,
+        cipher: Cipher,
         is_initiator: bool,
         now: Instant,
     ) -> Self {
         Self {
             local,
             remote,
-            sending: Key::new(&keys.sending),
-            receiving: Key::new(&keys.receiving),
+            sending: Key::with(&keys.sending, cipher),
+            receiving: Key::with(&keys.receiving, cipher),
             counter: 0,
             window: Box::default(),
             established: now,
