@@ -9,8 +9,9 @@ use crate::segment::{
 
 /// Where outgoing packets are written: the caller's burst.
 pub trait PacketSink {
-    /// Room for one packet of exactly `length` bytes behind those before it.
-    fn packet(&mut self, length: usize) -> &mut [u8];
+    /// Adds one packet of exactly `length` bytes behind those before it. `write` writes it, once, and
+    /// all of it: what is in the room before means nothing.
+    fn packet(&mut self, length: usize, write: &mut dyn FnMut(&mut [u8]));
 }
 
 /// The caller's bursts, one for each peer.
@@ -29,9 +30,10 @@ impl Bursts for One<'_> {
 }
 
 impl PacketSink for Vec<Vec<u8>> {
-    fn packet(&mut self, length: usize) -> &mut [u8] {
-        self.push(vec![0; length]);
-        self.last_mut().map_or(&mut [], |packet| &mut packet[..])
+    fn packet(&mut self, length: usize, write: &mut dyn FnMut(&mut [u8])) {
+        let mut packet = vec![0; length];
+        write(&mut packet);
+        self.push(packet);
     }
 }
 
@@ -98,21 +100,22 @@ impl Template {
         seq: u32,
         flags: Flags,
         payload: usize,
-        fill: impl FnOnce(&mut [u8]),
+        fill: impl Fn(&mut [u8]),
     ) -> usize {
         let total = self.length + payload;
-        let packet = sink.packet(total);
-        packet[..self.length].copy_from_slice(&self.bytes[..self.length]);
-        fill(&mut packet[self.length..]);
-        finish_ip(packet, self.tcp);
-        let tcp = &mut packet[self.tcp..];
-        tcp[4..8].copy_from_slice(&seq.to_be_bytes());
-        tcp[13] = flags.0;
-        if self.checksums == Checksums::Full {
-            let sum = Sum::default().pseudo(self.from, self.to, PROTOCOL_TCP, tcp.len());
-            let sum = sum.add(tcp).finish();
-            tcp[16..18].copy_from_slice(&sum);
-        }
+        sink.packet(total, &mut |packet| {
+            packet[..self.length].copy_from_slice(&self.bytes[..self.length]);
+            fill(&mut packet[self.length..]);
+            finish_ip(packet, self.tcp);
+            let tcp = &mut packet[self.tcp..];
+            tcp[4..8].copy_from_slice(&seq.to_be_bytes());
+            tcp[13] = flags.0;
+            if self.checksums == Checksums::Full {
+                let sum = Sum::default().pseudo(self.from, self.to, PROTOCOL_TCP, tcp.len());
+                let sum = sum.add(tcp).finish();
+                tcp[16..18].copy_from_slice(&sum);
+            }
+        });
         total
     }
 }

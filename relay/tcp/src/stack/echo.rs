@@ -39,13 +39,14 @@ pub(super) fn answer(ip: &Ip<'_>, sink: &mut dyn PacketSink) -> bool {
         ip.protocol,
         Ecn::NotCapable,
     );
-    let packet = sink.packet(length + message.len());
-    packet[..length].copy_from_slice(&header[..length]);
-    packet[length..].copy_from_slice(message);
-    packet[length] = reply;
-    packet[length + 2..length + 4].copy_from_slice(&[0, 0]);
-    let checksum = sum(&packet[length..], ip.destination, ip.source);
-    packet[length + 2..length + 4].copy_from_slice(&checksum);
-    finish_ip(packet, length);
+    sink.packet(length + message.len(), &mut |packet| {
+        packet[..length].copy_from_slice(&header[..length]);
+        packet[length..].copy_from_slice(message);
+        packet[length] = reply;
+        packet[length + 2..length + 4].copy_from_slice(&[0, 0]);
+        let checksum = sum(&packet[length..], ip.destination, ip.source);
+        packet[length + 2..length + 4].copy_from_slice(&checksum);
+        finish_ip(packet, length);
+    });
     true
 }

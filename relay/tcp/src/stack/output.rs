@@ -59,9 +59,9 @@ impl Stack {
     ) -> Option<(IpAddr, Transmit)> {
         if let Some(reply) = self.replies.pop_front() {
             let peer = Ip::parse(&reply, false).ok()?.destination;
-            let room = bursts.burst_to(peer).packet(reply.len());
-            room.copy_from_slice(&reply);
             let bytes = reply.len();
+            let mut copy = |room: &mut [u8]| room.copy_from_slice(&reply);
+            bursts.burst_to(peer).packet(bytes, &mut copy);
             return Some((peer, Transmit { packets: 1, bytes }));
         }
         while let Some(id) = self.ready.pop_front() {

@@ -90,13 +90,22 @@ impl Driver {
     /// One turn of relay's own TCP, if that is the stack. True when it made packets, or was not
     /// done.
     pub(super) fn take_user(&mut self, now: Instant) -> bool {
-        let Driver { local, peers, .. } = self;
+        let Driver {
+            local,
+            peers,
+            scratch,
+            common,
+            ..
+        } = self;
         let Local::User(user) = local else {
             return false;
         };
         let mut outgoing = Outgoing {
             peers,
-            nowhere: Nowhere(Vec::new()),
+            to: None,
+            // A capture has packets as they were before.
+            at_once: common.capture.is_none(),
+            scratch,
         };
         let made = user.turn(now, &mut outgoing);
         if made.packets > 0 {
@@ -111,31 +120,31 @@ impl Driver {
 /// The bursts of the peers.
 struct Outgoing<'a> {
     peers: &'a mut Peers,
-    nowhere: Nowhere,
+    /// Whose burst was asked for. What is sent to nobody known is lost; a peer may come later, and a
+    /// packet is sent again.
+    to: Option<u32>,
+    /// Whether packets are sealed as they are made.
+    at_once: bool,
+    scratch: &'a mut Vec<u8>,
 }
 
 impl Bursts for Outgoing<'_> {
     fn burst_to(&mut self, peer: IpAddr) -> &mut dyn PacketSink {
-        let index = match peer {
+        self.to = match peer {
             IpAddr::V6(address) => self.peers.index_of_address(address),
             IpAddr::V4(_) => None,
         };
-        if let Some(index) = index {
+        if let Some(index) = self.to {
             self.peers.touch(index);
         }
-        match index.and_then(|index| self.peers.get_mut(index)) {
-            Some(slot) => &mut slot.outgoing,
-            None => &mut self.nowhere,
-        }
+        self
     }
 }
 
-/// What is sent to nobody known is lost; a peer may come later, and a packet is sent again.
-struct Nowhere(Vec<u8>);
-
-impl PacketSink for Nowhere {
-    fn packet(&mut self, length: usize) -> &mut [u8] {
-        self.0.resize(length, 0);
-        &mut self.0
+impl PacketSink for Outgoing<'_> {
+    fn packet(&mut self, length: usize, write: &mut dyn FnMut(&mut [u8])) {
+        if let Some(slot) = self.to.and_then(|index| self.peers.get_mut(index)) {
+            slot.add_written(length, write, self.at_once, self.scratch);
+        }
     }
 }

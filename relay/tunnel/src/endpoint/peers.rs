@@ -56,6 +56,26 @@ impl Slot {
         }
     }
 
+    /// Adds a packet of `length` bytes that `write` writes, as [`Slot::add`] does. What is sealed at
+    /// once is written to `scratch`, which is as long as the longest packet so far.
+    pub(super) fn add_written(
+        &mut self,
+        length: usize,
+        write: &mut dyn FnMut(&mut [u8]),
+        at_once: bool,
+        scratch: &mut Vec<u8>,
+    ) {
+        let goes_aside = self.outgoing.is_sealed() || at_once && self.wireguard.is_ready();
+        if !goes_aside {
+            return write(self.outgoing.room(length));
+        }
+        if scratch.len() < length {
+            scratch.resize(length, 0);
+        }
+        write(&mut scratch[..length]);
+        self.add(&scratch[..length], at_once);
+    }
+
     /// Puts the packets of this turn behind those that already wait.
     pub(super) fn hold(&mut self) {
         let Slot { held, outgoing, .. } = self;

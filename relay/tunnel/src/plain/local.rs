@@ -168,11 +168,11 @@ impl Made {
 }
 
 impl PacketSink for Made {
-    fn packet(&mut self, length: usize) -> &mut [u8] {
+    fn packet(&mut self, length: usize, write: &mut dyn FnMut(&mut [u8])) {
         let start = self.bytes.len();
         self.bytes.resize(start + length, 0);
         self.ends.push(start + length);
-        &mut self.bytes[start..]
+        write(&mut self.bytes[start..]);
     }
 }
 

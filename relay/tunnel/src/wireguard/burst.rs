@@ -52,12 +52,6 @@ impl Slot {
     }
 }
 
-impl relay_tcp::PacketSink for Burst {
-    fn packet(&mut self, length: usize) -> &mut [u8] {
-        self.room(length)
-    }
-}
-
 /// Part of a sealed burst that can go out as one send: datagrams of `segment` bytes, of which the
 /// last may be shorter.
 #[derive(Debug, Clone, PartialEq, Eq)]
