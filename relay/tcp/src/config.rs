@@ -37,9 +37,11 @@ pub struct Config {
     pub receive_buffer: u64,
     /// Bytes to which a receive buffer may grow. It also decides the window scale.
     pub receive_buffer_max: u64,
-    /// Bytes a send buffer may hold at first.
-    pub send_buffer: u64,
-    /// Bytes to which a send buffer may grow.
+    /// Bytes that may wait in a send buffer for their first transmission. It need not be much where a
+    /// writer comes soon when it is told of room; what waits long is no longer in the processor's
+    /// cache when it is sent.
+    pub send_reserve: u64,
+    /// Bytes that a send buffer may hold, sent or not.
     pub send_buffer_max: u64,
     /// Offer timestamps (RFC 7323).
     pub timestamps: bool,
@@ -88,7 +90,7 @@ impl Default for Config {
             algorithm: Algorithm::default(),
             receive_buffer: 256 << 10,
             receive_buffer_max: 16 << 20,
-            send_buffer: 256 << 10,
+            send_reserve: 128 << 10,
             send_buffer_max: 16 << 20,
             timestamps: true,
             sack: true,

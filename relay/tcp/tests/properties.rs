@@ -57,7 +57,7 @@ fn config() -> impl Strategy<Value = Config> {
             },
             receive_buffer: receive.min(256 << 10),
             receive_buffer_max: receive,
-            send_buffer: send.min(256 << 10),
+            send_reserve: send.min(128 << 10),
             send_buffer_max: send,
             timestamps,
             sack,

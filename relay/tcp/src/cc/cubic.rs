@@ -161,7 +161,10 @@ impl Congestion for Cubic {
             return;
         }
         if self.in_slow_start() {
-            if ack.window_limited || self.state.threshold.is_finite() {
+            // What was sent once as far as the window went may have been kept back by others since, and
+            // doubling has no end then (RFC 9438 §5.8).
+            let is_used = ack.in_flight_before >= self.window() / 2;
+            if ack.window_limited && is_used || self.state.threshold.is_finite() {
                 self.slow_start(ack);
             }
         } else if ack.window_limited {
@@ -215,7 +218,7 @@ mod tests {
             now,
             acked,
             lost: 0,
-            in_flight_before: acked,
+            in_flight_before: 1 << 40,
             in_flight: 0,
             delivered: 0,
             sample: None,
@@ -235,6 +238,19 @@ mod tests {
             cubic.on_ack(&ack(Instant::ZERO, MSS));
         }
         assert_eq!(cubic.window(), 20 * MSS);
+    }
+
+    #[test]
+    fn a_window_of_which_less_than_half_is_used_does_not_double() {
+        let mut cubic = Cubic::new(MSS);
+        let half = Ack {
+            in_flight_before: 5 * MSS,
+            ..ack(Instant::ZERO, MSS)
+        };
+        cubic.on_ack(&half);
+        assert_eq!(cubic.window(), 11 * MSS);
+        cubic.on_ack(&half);
+        assert_eq!(cubic.window(), 11 * MSS);
     }
 
     #[test]

@@ -130,10 +130,10 @@ impl Connection {
 
     /// Tells a writer that was cut short once there is room worth waking it for, and one that waits
     /// for the end of all it wrote.
-    fn tell_writer(&mut self) {
-        if self.write_blocked && self.buffer.len() <= self.send_limit() / 4 * 3 {
-            self.write_blocked = false;
-            self.events.writable = true;
+    pub(super) fn tell_writer(&mut self) {
+        let worthwhile = self.config.send_reserve.min(self.config.send_buffer_max) / 2;
+        if self.buffer.len() + worthwhile <= self.send_limit() {
+            self.wake_writer();
         }
         if self.flush_awaited && self.is_flushed() {
             self.flush_awaited = false;

@@ -94,7 +94,7 @@ pub struct Connection {
     mss: usize,
     peer_mss: u16,
     fin_queued: bool,
-    write_blocked: bool,
+    writer: Writer,
     /// Somebody waits until all is acknowledged.
     flush_awaited: bool,
     tail_probe: bool,
@@ -125,6 +125,27 @@ pub struct Connection {
 struct Timestamps {
     recent: u32,
     recent_at: Instant,
+}
+
+/// What the application is about to do.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+enum Writer {
+    /// To write, if it has anything.
+    #[default]
+    Content,
+    /// It had more than there was room for, and waits to be told of room.
+    Blocked,
+    /// It was told.
+    Told,
+}
+
+impl Writer {
+    fn blocked_if(blocked: bool) -> Self {
+        match blocked {
+            true => Self::Blocked,
+            false => Self::Content,
+        }
+    }
 }
 
 /// Limits answers to segments that may be forged (RFC 5961 §7).
@@ -185,7 +206,7 @@ impl Connection {
             mss,
             peer_mss: 0,
             fin_queued: false,
-            write_blocked: false,
+            writer: Writer::default(),
             flush_awaited: false,
             tail_probe: false,
             persist: None,
@@ -229,7 +250,8 @@ impl Connection {
 
     /// There is memory again: a writer that found none may go on.
     pub(crate) fn wake_writer(&mut self) {
-        if std::mem::take(&mut self.write_blocked) {
+        if self.writer == Writer::Blocked {
+            self.writer = Writer::Told;
             self.events.writable = true;
         }
     }
@@ -265,7 +287,7 @@ impl Connection {
             return Err(crate::Error::NotOpen);
         }
         let count = self.buffer.push(data, self.send_limit());
-        self.write_blocked |= count < data.len();
+        self.writer = Writer::blocked_if(count < data.len());
         Ok(count)
     }
 
@@ -284,7 +306,7 @@ impl Connection {
             return Err(crate::Error::NotOpen);
         }
         let outcome = self.buffer.push_with(most, self.send_limit(), fill);
-        self.write_blocked |= outcome.is_none();
+        self.writer = Writer::blocked_if(outcome.is_none());
         Ok(outcome)
     }
 
@@ -296,18 +318,19 @@ impl Connection {
         is_open && !self.fin_queued
     }
 
-    /// Bytes the send buffer may hold: as much as may be in flight, and as much again; on top of that
-    /// what waits for a repair, or each segment that is lost twice would stop the stream.
+    /// Bytes the send buffer may hold: what was sent and is not acknowledged, and the reserve.
     fn send_limit(&self) -> u64 {
         let config = &self.config;
-        if self.buffer.pool().is_scarce() {
-            return config.send_buffer.min(config.send_buffer_max);
-        }
-        let wanted = self.recovery.window().saturating_mul(2) + self.recovery.held_up();
-        wanted.clamp(
-            config.send_buffer.min(config.send_buffer_max),
-            config.send_buffer_max,
-        )
+        let kept = match self.buffer.pool().is_scarce() {
+            true => 0,
+            false => self.recovery.next() - self.recovery.edge(),
+        };
+        (kept + config.send_reserve).min(config.send_buffer_max)
+    }
+
+    /// Whether all that was written was sent, and nobody is about to write more.
+    fn is_drained(&self) -> bool {
+        self.recovery.next() == self.send_end() && self.writer == Writer::Content
     }
 
     /// Has [`Events::writable`] told once everything written was acknowledged.
@@ -369,6 +392,7 @@ impl Connection {
             return;
         }
         self.fin_queued = true;
+        self.writer = Writer::Content;
         match self.state {
             State::Established => self.state = State::FinWait1,
             State::CloseWait => self.state = State::LastAck,

@@ -103,8 +103,10 @@ impl Connection {
         let may_send_more =
             self.recovery.first_lost().is_some() || self.recovery.next() < self.send_end();
         if !may_send_more {
-            self.pacer.idle();
-            self.recovery.set_app_limited();
+            if self.is_drained() {
+                self.pacer.idle();
+                self.recovery.set_app_limited();
+            }
             return None;
         }
         let allowance = match self.pacer.allowance(now, rate, self.mss as u64) {
@@ -127,6 +129,7 @@ impl Connection {
         self.recovery.arm_after_sending(now);
         if self.recovery.next() > before {
             self.persist = None;
+            self.tell_writer();
         }
         Some(sent)
     }
@@ -196,7 +199,7 @@ impl Connection {
             run.push(length as usize, bytes);
             total += bytes as u64;
         }
-        if self.recovery.next() == self.send_end() || self.is_kept_back_by_peer() {
+        if self.is_drained() || self.is_kept_back_by_peer() {
             self.recovery.set_app_limited();
         }
         let sent = run.finish()?;

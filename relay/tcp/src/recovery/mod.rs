@@ -170,12 +170,6 @@ impl Recovery {
         self.board.in_flight().saturating_sub(arrived)
     }
 
-    /// Bytes not acknowledged that are not on their way either: the peer holds them beyond a gap, or
-    /// they are lost.
-    pub(crate) fn held_up(&self) -> u64 {
-        (self.next - self.edge).saturating_sub(self.board.in_flight())
-    }
-
     /// How much more may be put in flight now.
     pub(crate) fn room(&self) -> u64 {
         self.window().saturating_sub(self.in_flight())

@@ -72,6 +72,7 @@ impl Stack {
             let sent = entry.connection.poll_transmit(now, bursts.burst_to(peer));
             if let Some(sent) = sent {
                 self.ready.push_back(id);
+                self.announce(id);
                 return Some((peer, sent));
             }
             entry.ready = false;
