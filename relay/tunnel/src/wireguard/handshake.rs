@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::message::{CookieReply, Initiation, Response};
 use super::noise::{self, Cookie, Statics, Timestamp, Waiting};
-use super::session::Session;
+use super::session::{Session, Sessions};
 use super::{Cipher, Clock, Draw, Identity};
 
 /// Waits between the first attempts of a handshake: a lost first message should not cost the five
@@ -92,9 +92,9 @@ impl Handshake {
         self.attempt = None;
     }
 
-    /// The first message of a handshake.
-    pub(super) fn initiate(&mut self, now: Instant) -> Option<Vec<u8>> {
-        let index = self.next_index();
+    /// The first message of a handshake; `sessions` are those with this peer.
+    pub(super) fn initiate(&mut self, sessions: &Sessions, now: Instant) -> Option<Vec<u8>> {
+        let index = self.next_index(sessions);
         let (waiting, mut message) =
             self.statics
                 .initiate(index, (self.draw)(), &self.clock.timestamp(now))?;
@@ -117,6 +117,7 @@ impl Handshake {
     pub(super) fn answer(
         &mut self,
         initiation: Initiation<'_>,
+        sessions: &Sessions,
         now: Instant,
     ) -> Option<(Session, Vec<u8>)> {
         let received = self.statics.receive(initiation)?;
@@ -124,7 +125,7 @@ impl Handshake {
             return None;
         }
         let timestamp = received.timestamp;
-        let index = self.next_index();
+        let index = self.next_index(sessions);
         let sender = initiation.sender();
         let (keys, mut message) = self.statics.respond(received, index, (self.draw)())?;
         self.answered = timestamp;
@@ -154,9 +155,17 @@ impl Handshake {
         cookie.is_some()
     }
 
-    fn next_index(&mut self) -> u32 {
-        self.count = self.count.wrapping_add(1);
-        self.index << 8 | u32::from(self.count)
+    /// A number that is not in use: those of a peer come again after 256.
+    fn next_index(&mut self, sessions: &Sessions) -> u32 {
+        loop {
+            self.count = self.count.wrapping_add(1);
+            let index = self.index << 8 | u32::from(self.count);
+            let is_awaited = self.awaited.iter().any(|(awaited, _)| *awaited == index);
+            // Few sessions and attempts are kept, so that one is found.
+            if !is_awaited && !sessions.has(index) {
+                return index;
+            }
+        }
     }
 
     fn finish_message(&mut self, index: u32, message: &mut [u8], now: Instant) {

@@ -328,7 +328,9 @@ impl Peer {
         }
         match message {
             Message::Initiation(initiation) => {
-                let Some((session, answer)) = self.handshake.answer(initiation, now) else {
+                let Some((session, answer)) =
+                    self.handshake.answer(initiation, &self.sessions, now)
+                else {
                     return false;
                 };
                 self.sessions.add(session);
@@ -376,7 +378,7 @@ impl Peer {
     }
 
     fn initiate(&mut self, now: Instant, replies: &mut Vec<Vec<u8>>) {
-        replies.extend(self.handshake.initiate(now));
+        replies.extend(self.handshake.initiate(&self.sessions, now));
         self.received_unanswered = None;
         self.sent_unanswered = None;
     }

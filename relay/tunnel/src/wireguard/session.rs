@@ -41,6 +41,11 @@ impl Sessions {
         self.current.is_some()
     }
 
+    /// Whether this end's number is one of theirs.
+    pub(super) fn has(&self, local: u32) -> bool {
+        self.all.iter().any(|session| session.local == local)
+    }
+
     /// When the keys in use were agreed.
     pub(super) fn established(&self) -> Option<Instant> {
         let current = self
@@ -56,7 +61,7 @@ impl Sessions {
         if session.is_initiator {
             self.current = Some(session.local);
         }
-        self.all.retain(|other| other.local != session.local);
+        debug_assert!(!self.has(session.local), "each has its own number");
         self.all.push(session);
         if self.all.len() > KEPT {
             let is_spare = |session: &Session| Some(session.local) != self.current;

@@ -264,3 +264,31 @@ fn attempts_cease_where_nothing_keeps_the_tunnel_open() {
         assert!((18..=most).contains(&said.len()), "{}", said.len());
     }
 }
+
+#[test]
+fn answers_that_are_lost_do_not_take_the_number_of_the_keys_in_use() {
+    let (mut a, mut b, start) = connected();
+    let mut now = start;
+    for restart in 0..600 {
+        now += Duration::from_millis(250);
+        let options = PeerOptions {
+            key: b.identity.public.to_bytes(),
+            index: 7,
+            addresses: vec![B],
+            keepalive: false,
+        };
+        let mut said = Vec::new();
+        Peer::new(&a.identity, options, now).greet(false, now, &mut said);
+        let mut lost = Vec::new();
+        b.identity.limiter.reset_count();
+        let (first, len) = (&said[0], said[0].len());
+        b.peer
+            .open_burst(first, len, None, now, &mut b.opened, &mut lost);
+        assert_eq!(lost.len(), 1, "{restart} was answered");
+        assert!(
+            send(&mut a, &mut b, &packet(A, B, 200, 1), now)
+                && send(&mut b, &mut a, &packet(B, A, 200, 1), now),
+            "the keys are of use after {restart}"
+        );
+    }
+}
