@@ -3,6 +3,7 @@
 
 mod agents;
 mod apps;
+mod builds;
 mod connections;
 mod shares;
 mod templates;
@@ -24,13 +25,12 @@ use uuid::Uuid;
 
 pub use agents::{Agent, AgentAccess, Lifecycle};
 pub use apps::{App, AppHealth, HealthCheck, OpenIn};
+pub use builds::{Build, Transition};
 pub use connections::{Connection, ConnectionFilter};
 pub use templates::{CorsBehavior, Definition, Template};
 pub use usage::{AppStat, AppUse};
 pub use users::{Scope, Session, User};
-pub use workspaces::{
-    Build, CreatedAgent, CreatedWorkspace, DEFAULT_AGENT, Transition, Workspace, WorkspaceFilter,
-};
+pub use workspaces::{CreatedAgent, CreatedWorkspace, DEFAULT_AGENT, Workspace, WorkspaceFilter};
 
 use crate::error::{Error, Result};
 

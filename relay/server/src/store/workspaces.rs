@@ -1,4 +1,4 @@
-//! Workspaces and their builds.
+//! Workspaces and their agents.
 
 use chrono::{DateTime, Utc};
 use sqlx::Row;
@@ -6,10 +6,11 @@ use sqlx::sqlite::SqliteRow;
 use uuid::Uuid;
 
 use super::apps::insert_apps;
+use super::builds::{build, insert_build};
 use super::templates::{TEMPLATE_COLUMNS, template};
 use super::{
-    Agent, App, CorsBehavior, Definition, Store, Template, check_name, is_unique_violation, now,
-    time, uuid,
+    Agent, App, Build, CorsBehavior, Definition, Store, Template, Transition, check_name,
+    is_unique_violation, now, time, uuid,
 };
 use crate::apps::access::ShareLevel;
 use crate::error::{Error, Result};
@@ -52,47 +53,6 @@ impl Workspace {
         let template = self.template.as_ref();
         template.map_or_else(CorsBehavior::default, |template| template.cors_behavior)
     }
-}
-
-/// What a build did to its workspace.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Transition {
-    /// It runs from then on.
-    Start,
-    /// It is stopped.
-    Stop,
-}
-
-impl Transition {
-    /// The text in the database and in answers.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Start => "start",
-            Self::Stop => "stop",
-        }
-    }
-
-    /// Reads that text.
-    pub fn parse(text: &str) -> Option<Self> {
-        [Self::Start, Self::Stop]
-            .into_iter()
-            .find(|transition| transition.as_str() == text)
-    }
-}
-
-/// One build of a workspace.
-#[derive(Clone, Debug)]
-pub struct Build {
-    /// Its id.
-    pub id: Uuid,
-    /// The workspace.
-    pub workspace_id: Uuid,
-    /// 1 for the first.
-    pub number: i64,
-    /// What it did.
-    pub transition: Transition,
-    /// When it was made.
-    pub created_at: DateTime<Utc>,
 }
 
 /// Whose and which workspaces to list.
@@ -145,17 +105,6 @@ const WORKSPACE_TABLES: &str = "workspaces JOIN users ON users.id = workspaces.o
      (SELECT MAX(newest.build_number) FROM builds AS newest \
       WHERE newest.workspace_id = workspaces.id) \
      LEFT JOIN templates ON templates.id = workspaces.template_id";
-
-fn build(row: &SqliteRow) -> Result<Build> {
-    let transition: String = row.try_get("transition")?;
-    Ok(Build {
-        id: uuid(row, "build_id")?,
-        workspace_id: uuid(row, "workspace_id")?,
-        number: row.try_get("build_number")?,
-        transition: Transition::parse(&transition).ok_or(Error::Corrupt { what: "build" })?,
-        created_at: time(row, "build_created_at")?,
-    })
-}
 
 fn workspace(row: &SqliteRow) -> Result<Workspace> {
     Ok(Workspace {
@@ -275,15 +224,6 @@ impl Store {
         Ok(CreatedWorkspace { id, agents })
     }
 
-    /// Starts or stops a workspace; its agents keep their tokens.
-    pub(crate) async fn create_build(&self, id: Uuid, transition: Transition) -> Result<Build> {
-        let mut transaction = self.begin().await?;
-        let build = insert_build(&mut transaction, id, transition).await?;
-        Self::bump(&mut transaction).await?;
-        transaction.commit().await?;
-        Ok(build)
-    }
-
     /// Deletes a workspace with its builds and agents.
     pub async fn delete_workspace(&self, id: Uuid) -> Result<()> {
         let mut transaction = self.begin().await?;
@@ -378,18 +318,6 @@ impl Store {
         Ok(Some(found))
     }
 
-    /// The build of that id.
-    pub(crate) async fn build(&self, id: Uuid) -> Result<Option<Build>> {
-        let row = sqlx::query(
-            "SELECT id AS build_id, workspace_id, build_number, transition, \
-             created_at AS build_created_at FROM builds WHERE id = $1",
-        )
-        .bind(id.to_string())
-        .fetch_optional(&self.pool)
-        .await?;
-        row.as_ref().map(build).transpose()
-    }
-
     /// Notes that a workspace is being used.
     pub(crate) async fn touch_workspace(&self, id: Uuid) -> Result<()> {
         sqlx::query("UPDATE workspaces SET last_used_at = $2 WHERE id = $1")
@@ -461,32 +389,6 @@ fn check_agent_names(names: &[String]) -> Result<()> {
         }
     }
     Ok(())
-}
-
-async fn insert_build(
-    transaction: &mut sqlx::Transaction<'_, sqlx::Sqlite>,
-    workspace_id: Uuid,
-    transition: Transition,
-) -> Result<Build> {
-    let (id, created_at) = (Uuid::new_v4(), now());
-    let row = sqlx::query(
-        "INSERT INTO builds (id, workspace_id, build_number, transition, created_at) \
-         SELECT $1, $2, COALESCE(MAX(build_number), 0) + 1, $3, $4 FROM builds \
-         WHERE workspace_id = $2 RETURNING build_number",
-    )
-    .bind(id.to_string())
-    .bind(workspace_id.to_string())
-    .bind(transition.as_str())
-    .bind(created_at.timestamp_micros())
-    .fetch_one(&mut **transaction)
-    .await?;
-    Ok(Build {
-        id,
-        workspace_id,
-        number: row.try_get(0)?,
-        transition,
-        created_at,
-    })
 }
 
 async fn insert_agents(
