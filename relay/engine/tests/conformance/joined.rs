@@ -193,12 +193,20 @@ fn a_sleeping_reader_costs_bounded_memory_of_the_kernel() {
             let block = vec![7; piece];
             let (mut sent, mut got) = (0, 0);
             let mut into = vec![0; 1 << 20];
-            while is_fast_first && sent < 32 << 20 {
-                left.write_all(&block).await.unwrap();
-                sent += block.len();
-                while let Ok(read) = right.try_read(&mut into) {
-                    got += read;
-                }
+            if is_fast_first {
+                const FAST: usize = 32 << 20;
+                let write = async {
+                    while sent < FAST {
+                        left.write_all(&block).await.unwrap();
+                        sent += block.len();
+                    }
+                };
+                let read = async {
+                    while got < FAST {
+                        got += right.read(&mut into).await.unwrap();
+                    }
+                };
+                tokio::join!(write, read);
             }
             while let Ok(taken) = timeout(STUCK, left.write(&block)).await {
                 sent += taken.unwrap();
