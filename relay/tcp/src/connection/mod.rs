@@ -318,7 +318,8 @@ impl Connection {
         is_open && !self.fin_queued
     }
 
-    /// Bytes the send buffer may hold: what was sent and is not acknowledged, and the reserve.
+    /// Bytes the send buffer may hold: what was sent and is not acknowledged, and the reserve; where
+    /// memory is scarce, as much as the reserve in all.
     fn send_limit(&self) -> u64 {
         let config = &self.config;
         let kept = match self.buffer.pool().is_scarce() {
